@@ -1,0 +1,5 @@
+"""`python -m ltxgen`, as `ltxgen`."""
+
+from ltxgen.cli import main
+
+main()

@@ -1,0 +1,288 @@
+"""How each component is cut from its file: which artifact, which keys, which part of the config, which module.
+
+Model modules are imported when one of theirs is built: transformers alone takes seconds to import, and most commands
+build nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+Config = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Choices that the checkpoint doesn't make.
+
+    cross_timestep, attention: passed to the transformer as they are. num_text_states: hidden states that the text
+    projection takes; None reads it from the file's weight (49, Gemma 12B's, where there is no file).
+    """
+
+    cross_timestep: str = "own"
+    attention: Any = None
+    num_text_states: int | None = None
+
+
+class KeyRules(Protocol):
+    """Names of a component's tensors in its file and in its module."""
+
+    def module_key(self, file_key: str) -> str | None:
+        """None for a tensor that doesn't belong to the component."""
+
+    def file_key(self, module_key: str) -> str: ...
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Pairs of (prefix in the file, prefix in the module), first match counts; a whole key can stand for a prefix.
+
+    `excluded` prefixes belong to other components although one of ours starts them.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    excluded: tuple[str, ...] = ()
+
+    def module_key(self, file_key: str) -> str | None:
+        if file_key.startswith(self.excluded):
+            return None
+        for in_file, in_module in self.pairs:
+            if file_key.startswith(in_file):
+                return in_module + file_key.removeprefix(in_file)
+        return None
+
+    def file_key(self, module_key: str) -> str:
+        # The longest module prefix wins: the bare "" fits every key.
+        in_file, in_module = max(
+            (pair for pair in self.pairs if module_key.startswith(pair[1])), key=lambda pair: len(pair[1])
+        )
+        return in_file + module_key.removeprefix(in_module)
+
+
+@dataclass(frozen=True)
+class GemmaKeys:
+    """Gemma files come with several prefixes; the text encoder's own table knows them."""
+
+    def module_key(self, file_key: str) -> str | None:
+        from ltxgen.models.text_encoder.gemma import state_dict_key
+
+        return state_dict_key(file_key)
+
+    def file_key(self, module_key: str) -> str:
+        return f"language_model.{module_key}"
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """One component: its artifact, the builder of its module from the artifact's whole config, its keys.
+
+    section: the part of the config that the builder reads, for messages; empty when it reads all of it.
+    """
+
+    name: str
+    artifact: str
+    build: Callable[[Config, BuildOptions], nn.Module]
+    keys: KeyRules
+    section: str = ""
+
+    def file_keys(self, available: Iterable[str]) -> dict[str, str]:
+        """Module key -> file key for all tensors of a file that belong to the component."""
+        matched: dict[str, str] = {}
+        for file_key in available:
+            module_key = self.keys.module_key(file_key)
+            if module_key is not None:
+                matched.setdefault(module_key, file_key)
+        return matched
+
+    def options_for(self, options: BuildOptions, config: Config, shapes: Shapes) -> BuildOptions:
+        """`options` with what only the file's own shapes tell."""
+        if self.name != "text_projection" or options.num_text_states is not None:
+            return options
+        width = config.get("transformer", {}).get("caption_channels", 3840)
+        weights = (shape for key, shape in shapes.items() if self._is_weight(key, shape))
+        inputs = next(weights, None)
+        if inputs is None or not isinstance(width, int) or width < 1:
+            return options
+        return BuildOptions(options.cross_timestep, options.attention, max(1, inputs[1] // width))
+
+    def _is_weight(self, file_key: str, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 2 and self.keys.module_key(file_key) is not None
+
+
+def section_of(config: Config, name: str) -> Config:
+    """One part of a checkpoint's config. Raises ValueError when it isn't there."""
+    section = config.get(name)
+    if not isinstance(section, Mapping):
+        raise ValueError(f"its config holds no `{name}` section, only: {', '.join(sorted(config)) or 'nothing'}")
+    return section
+
+
+def _transformer(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.transformer import Transformer, TransformerConfig
+
+    return Transformer(
+        TransformerConfig.from_metadata(config),
+        cross_timestep=options.cross_timestep,  # type: ignore[arg-type]
+        attention=options.attention,
+    )
+
+
+def _video_connector(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.connectors import Connector, ConnectorConfig
+
+    return Connector(ConnectorConfig.for_video(section_of(config, "transformer")))
+
+
+def _audio_connector(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.connectors import Connector, ConnectorConfig
+
+    return Connector(ConnectorConfig.for_audio(section_of(config, "transformer")))
+
+
+def _text_projection(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.text_encoder.features import FeatureExtractorConfig
+
+    num_states = options.num_text_states or 49
+    return FeatureExtractorConfig.from_metadata(section_of(config, "transformer"), num_states).build()
+
+
+def _text_encoder(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.text_encoder.gemma import GemmaTextEncoder
+
+    return GemmaTextEncoder(config)
+
+
+def _video_statistics(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.video_vae import PerChannelStatistics, VideoVAEConfig
+
+    return PerChannelStatistics(VideoVAEConfig.from_metadata(section_of(config, "vae")).latent_channels)
+
+
+def _video_encoder(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.video_vae import VideoEncoder, VideoVAEConfig
+
+    return VideoEncoder(VideoVAEConfig.from_metadata(section_of(config, "vae")))
+
+
+def _video_decoder(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.video_vae import VideoDecoder, VideoVAEConfig
+
+    return VideoDecoder(VideoVAEConfig.from_metadata(section_of(config, "vae")))
+
+
+def _audio_encoder(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.audio_vae import AudioEncoder, AudioVAEConfig
+
+    return AudioEncoder(AudioVAEConfig.from_metadata(section_of(config, "audio_vae")))
+
+
+def _audio_decoder(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.audio_vae import AudioDecoder, AudioVAEConfig
+
+    return AudioDecoder(AudioVAEConfig.from_metadata(section_of(config, "audio_vae")))
+
+
+def _vocoder(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.vocoder import Vocoder, VocoderConfig
+
+    return Vocoder(VocoderConfig.from_metadata(section_of(config, "vocoder")))
+
+
+def _upscaler(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.upsampler import LatentUpsampler, UpsamplerConfig
+
+    return LatentUpsampler(UpsamplerConfig.from_metadata(config))
+
+
+TRANSFORMER_PREFIX = "model.diffusion_model."
+_VIDEO_CONNECTOR_PREFIX = f"{TRANSFORMER_PREFIX}video_embeddings_connector."
+_AUDIO_CONNECTOR_PREFIX = f"{TRANSFORMER_PREFIX}audio_embeddings_connector."
+
+
+def _statistics(vae: str, in_module: str = "per_channel_statistics.") -> tuple[tuple[str, str], ...]:
+    """Only these two of a VAE's statistics are read; older files hold more (`channel`, `mean-of-stds`, ...)."""
+    names = ("std-of-means", "mean-of-means")
+    return tuple((f"{vae}.per_channel_statistics.{name}", f"{in_module}{name}") for name in names)
+
+
+COMPONENTS: Mapping[str, ComponentSpec] = {
+    spec.name: spec
+    for spec in (
+        ComponentSpec("text_encoder", "text_encoder", _text_encoder, GemmaKeys()),
+        ComponentSpec(
+            "text_projection",
+            "checkpoint",
+            _text_projection,
+            Prefixes((("text_embedding_projection.", ""),)),
+            "transformer",
+        ),
+        ComponentSpec(
+            "video_connector",
+            "checkpoint",
+            _video_connector,
+            Prefixes(((_VIDEO_CONNECTOR_PREFIX, ""),)),
+            "transformer",
+        ),
+        ComponentSpec(
+            "audio_connector",
+            "checkpoint",
+            _audio_connector,
+            Prefixes(((_AUDIO_CONNECTOR_PREFIX, ""),)),
+            "transformer",
+        ),
+        ComponentSpec(
+            "transformer",
+            "checkpoint",
+            _transformer,
+            Prefixes(((TRANSFORMER_PREFIX, ""),), excluded=(_VIDEO_CONNECTOR_PREFIX, _AUDIO_CONNECTOR_PREFIX)),
+            "transformer",
+        ),
+        ComponentSpec("video_statistics", "checkpoint", _video_statistics, Prefixes(_statistics("vae", "")), "vae"),
+        ComponentSpec(
+            "video_encoder",
+            "checkpoint",
+            _video_encoder,
+            Prefixes((("vae.encoder.", ""), *_statistics("vae"))),
+            "vae",
+        ),
+        ComponentSpec(
+            "video_decoder",
+            "checkpoint",
+            _video_decoder,
+            Prefixes((("vae.decoder.", ""), *_statistics("vae"))),
+            "vae",
+        ),
+        ComponentSpec(
+            "audio_encoder",
+            "checkpoint",
+            _audio_encoder,
+            Prefixes((("audio_vae.encoder.", ""), *_statistics("audio_vae"))),
+            "audio_vae",
+        ),
+        ComponentSpec(
+            "audio_decoder",
+            "checkpoint",
+            _audio_decoder,
+            Prefixes((("audio_vae.decoder.", ""), *_statistics("audio_vae"))),
+            "audio_vae",
+        ),
+        # The vocoder's own first stage is called `vocoder` too: only the outer prefix comes off.
+        ComponentSpec("vocoder", "checkpoint", _vocoder, Prefixes((("vocoder.", ""),)), "vocoder"),
+        ComponentSpec("spatial_upscaler", "spatial_upscaler", _upscaler, Prefixes((("", ""),))),
+        ComponentSpec("temporal_upscaler", "temporal_upscaler", _upscaler, Prefixes((("", ""),))),
+    )
+}
+
+# The tokenizer is no module: it is loaded by load.load_tokenizer from the text encoder's folder.
+TOKENIZER = "tokenizer"
+COMPONENT_NAMES: tuple[str, ...] = (TOKENIZER, *COMPONENTS)
+
+
+def artifact_of(component: str) -> str:
+    """Name of the artifact that a component is cut from."""
+    return "text_encoder" if component == TOKENIZER else COMPONENTS[component].artifact

@@ -1,0 +1,139 @@
+"""Builds a component and fills it, strictly and tensor by tensor.
+
+Host memory stays at the component (when it goes to the CPU) plus one stored tensor: the module is built on the meta
+device, and each tensor is read, cast and moved before the next one is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.components import COMPONENTS, BuildOptions, ComponentSpec
+from ltxgen.artifacts.safetensors_file import BadFile
+from ltxgen.artifacts.source import FileSource, TensorSource
+from ltxgen.artifacts.synthetic import SyntheticSource
+from ltxgen.config.errors import Problem, Refusal
+
+NAMES_SHOWN = 5
+
+OnTensor = Callable[[str, int], None]  # module key, bytes
+ReadTensor = Callable[[str, torch.device], torch.Tensor]  # module key, target
+
+
+def load_component(
+    component: str | ComponentSpec,
+    artifact: ResolvedArtifact,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    options: BuildOptions | None = None,
+    *,
+    on_tensor: OnTensor | None = None,
+) -> nn.Module:
+    """The component on `device`, all its floating tensors in `dtype`, in eval mode and without gradients.
+
+    `on_tensor` is called after each tensor, for progress. Raises Refusal when the file does not fit the architecture;
+    `check_artifacts` finds that before any weight is read.
+    """
+    spec = COMPONENTS[component] if isinstance(component, str) else component
+    options = options or BuildOptions()
+    device = torch.device(device)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            # Parameters made in inference mode could never be changed in place, and LoRAs are fused in place.
+            return _load(spec, artifact, device, dtype, options, on_tensor)
+    except (BadFile, ValueError) as error:
+        raise Refusal([Problem(artifact.config_path, str(artifact.path), str(error))]) from error
+
+
+def _load(
+    spec: ComponentSpec,
+    artifact: ResolvedArtifact,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: BuildOptions,
+    on_tensor: OnTensor | None,
+) -> nn.Module:
+    with open_source(artifact, spec, options) as source:
+        module = build_on_meta(spec, artifact, options, source.shapes)
+        wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        file_keys = spec.file_keys(source.shapes)
+        if problems := key_problems(spec, wanted, file_keys, source.shapes):
+            raise ValueError("; ".join(problems))
+        state: dict[str, torch.Tensor] = {}
+        for key in wanted:
+            state[key] = source.read(file_keys[key], device, dtype)
+            if on_tensor is not None:
+                on_tensor(key, state[key].numel() * state[key].element_size())
+    module.load_state_dict(state, assign=True)
+    module.eval().requires_grad_(False)
+    materialize = getattr(module, "materialize_buffers", None)  # Gemma's tables, which no file holds
+    if materialize is not None:
+        materialize(device)
+    return module
+
+
+@contextmanager
+def tensor_reader(
+    component: str | ComponentSpec, artifact: ResolvedArtifact, dtype: torch.dtype, options: BuildOptions | None = None
+) -> Iterator[ReadTensor]:
+    """Reads single tensors of a component again, by module key: LoRAs are taken out this way without a kept copy."""
+    spec = COMPONENTS[component] if isinstance(component, str) else component
+    with open_source(artifact, spec, options or BuildOptions()) as source:
+        file_keys = spec.file_keys(source.shapes)
+        yield lambda key, device: source.read(file_keys[key], device, dtype)
+
+
+def open_source(artifact: ResolvedArtifact, spec: ComponentSpec, options: BuildOptions) -> TensorSource:
+    """The artifact's tensors: all of its file, or the component's own for the synthetic source. Raises BadFile."""
+    if artifact.path is not None:
+        return FileSource(artifact.path)
+    module = build_on_meta(spec, artifact, options, {})
+    shapes = {spec.keys.file_key(key): tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    return SyntheticSource(shapes, artifact.seed, component=spec.name)
+
+
+def build_on_meta(
+    spec: ComponentSpec, artifact: ResolvedArtifact, options: BuildOptions, shapes: Mapping[str, tuple[int, ...]]
+) -> nn.Module:
+    """The component's module without memory. Raises ValueError for a config that doesn't fit, BadFile for none."""
+    chosen = spec.options_for(options, artifact.config, shapes)
+    with torch.device("meta"):
+        return spec.build(artifact.config, chosen)
+
+
+def key_problems(
+    spec: ComponentSpec,
+    wanted: Mapping[str, tuple[int, ...]],
+    file_keys: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[str]:
+    """What keeps a file's tensors from being exactly the component's: missing, unexpected, wrong shapes."""
+    problems = []
+    if not file_keys:
+        example = spec.keys.file_key(next(iter(wanted)))
+        return [f"holds no {spec.name} (no tensor like {example})"]
+    missing = [spec.keys.file_key(key) for key in wanted if key not in file_keys]
+    if missing:
+        problems.append(f"lacks {len(missing)} of {len(wanted)} tensors of {spec.name}: {first_names(missing)}")
+    unexpected = [file_key for key, file_key in file_keys.items() if key not in wanted]
+    if unexpected:
+        problems.append(f"holds {len(unexpected)} tensors that {spec.name} doesn't have: {first_names(unexpected)}")
+    wrong = [
+        f"{file_keys[key]} is {list(shapes[file_keys[key]])}, must be {list(shape)}"
+        for key, shape in wanted.items()
+        if key in file_keys and shapes[file_keys[key]] != shape
+    ]
+    if wrong:
+        problems.append(f"has {len(wrong)} tensors of {spec.name} in other shapes: {first_names(wrong)}")
+    return problems
+
+
+def first_names(names: list[str]) -> str:
+    """The first few, and how many more."""
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown}, and {len(names) - NAMES_SHOWN} more"

@@ -1,0 +1,314 @@
+"""LoRAs: matched against a transformer from headers alone, fused into its live weights, and taken out again exactly.
+
+W' = W + Σ round_W( (B · strength·alpha/rank) @ A ): each product in the LoRA's stored dtype, rounded to the weight's,
+products summed, then added. Official LoRAs have no alpha (scale 1). Agrees with ltx_core/loader/fuse_loras.py for bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.load import ReadTensor, first_names
+from ltxgen.artifacts.safetensors_file import BadFile
+from ltxgen.artifacts.source import FileSource, TensorSource
+from ltxgen.artifacts.synthetic import SyntheticSource
+from ltxgen.config.errors import Problem, Refusal
+
+Shapes = Mapping[str, tuple[int, ...]]
+Keep = Literal["device", "cpu"]
+
+A_SUFFIX, B_SUFFIX, ALPHA_SUFFIX = ".lora_A.weight", ".lora_B.weight", ".alpha"
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """Keys of one module's A (rank, in) and B (out, rank) in the file, and of its alpha where there is one."""
+
+    module: str
+    a: str
+    b: str
+    alpha: str | None
+    rank: int
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA matched to a transformer. `unmatched` are file keys that fit no module and will have no effect."""
+
+    artifact: ResolvedArtifact
+    pairs: Mapping[str, LoraPair]
+    unmatched: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know although it is no error: keys that have no effect."""
+        if not self.unmatched:
+            return None
+        return (
+            f"{self.artifact.path or self.artifact.name}: {len(self.unmatched)} keys match no module of the "
+            f"transformer and have no effect, {len(self.pairs)} modules match: {first_names(list(self.unmatched))}"
+        )
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What is in the weights: (name, strength) of each LoRA, the touched modules, and notes for the user."""
+
+    loras: tuple[tuple[str, float], ...] = ()
+    modules: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def linear_weights(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Module name -> (out, in) of every 2-D `weight`: what a LoRA can change. Works on the meta device."""
+    return {
+        name.removesuffix(".weight"): (parameter.shape[0], parameter.shape[1])
+        for name, parameter in module.named_parameters()
+        if name.endswith(".weight") and parameter.dim() == 2
+    }
+
+
+def match_lora(artifact: ResolvedArtifact, weights: Mapping[str, tuple[int, int]]) -> Lora:
+    """Match a LoRA to the Linear layers `weights` of a transformer, from its header.
+
+    Raises Refusal when the file is broken, nothing matches, or shapes differ (a LoRA of another model or generation).
+    """
+    try:
+        with open_lora(artifact, weights) as source:
+            shapes = source.shapes
+    except BadFile as error:
+        raise _refusal(artifact, str(error)) from error
+    pairs, unmatched, problems = _pair_up(shapes, weights)
+    if problems:
+        raise Refusal([_problem(artifact, problem) for problem in problems])
+    if not pairs:
+        raise _refusal(
+            artifact,
+            "matches no module of the transformer, so it would do nothing; its keys must look like "
+            f"diffusion_model.{next(iter(weights), 'MODULE')}{A_SUFFIX} and ...{B_SUFFIX}; it holds "
+            f"{first_names(unmatched) or 'no tensors'}",
+        )
+    if problem := _shape_problem(pairs, shapes, weights):
+        raise _refusal(artifact, problem)
+    return Lora(artifact, pairs, tuple(unmatched))
+
+
+def open_lora(artifact: ResolvedArtifact, weights: Mapping[str, tuple[int, int]]) -> TensorSource:
+    """Tensors of a LoRA; the synthetic source has one for every Linear layer. Raises BadFile."""
+    if artifact.path is not None:
+        return FileSource(artifact.path)
+    rank = int(artifact.config["rank"])
+    return SyntheticSource(synthetic_lora_shapes(weights, rank), artifact.seed, component="lora")
+
+
+def synthetic_lora_shapes(weights: Mapping[str, tuple[int, int]], rank: int) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a LoRA over all Linear layers, in the official names."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (rows, columns) in weights.items():
+        fitting = min(rank, rows, columns)
+        shapes[f"diffusion_model.{name}{A_SUFFIX}"] = (fitting, columns)
+        shapes[f"diffusion_model.{name}{B_SUFFIX}"] = (rows, fitting)
+    return shapes
+
+
+def fuse(
+    module: nn.Module,
+    loras: Sequence[tuple[Lora, float]],
+    *,
+    keep_original: Keep | None = None,
+) -> dict[str, torch.Tensor]:
+    """Add LoRAs to the live weights of `module`, in place, pair by pair; strengths of 0 are skipped.
+
+    Returns the touched weights as they were, by parameter name, on their device or the CPU (empty for
+    keep_original=None). Give them to `restore`.
+    """
+    originals: dict[str, torch.Tensor] = {}
+    weights = linear_weights(module)
+    active = [(lora, strength) for lora, strength in loras if strength != 0]
+    with ExitStack() as stack, torch.no_grad():
+        sources = [stack.enter_context(open_lora(lora.artifact, weights)) for lora, _ in active]
+        try:
+            for name in touched_modules([lora for lora, _ in active], weights):
+                weight = module.get_parameter(f"{name}.weight")
+                delta = _delta(name, weight, active, sources)
+                if keep_original is not None:
+                    target = weight.device if keep_original == "device" else torch.device("cpu")
+                    originals[f"{name}.weight"] = weight.detach().to(target, copy=True)
+                weight.add_(delta)
+        except BaseException:
+            restore(module, originals)  # half-fused weights must not be mistaken for clean ones
+            raise
+    return originals
+
+
+def restore(module: nn.Module, originals: Mapping[str, torch.Tensor]) -> None:
+    """Put kept weights back, bit for bit."""
+    with torch.no_grad():
+        for name, original in originals.items():
+            module.get_parameter(name).copy_(original)
+
+
+def touched_modules(loras: Sequence[Lora], weights: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """Modules that any of the LoRAs changes, in the order of the transformer."""
+    changed = {name for lora in loras for name in lora.pairs}
+    return tuple(name for name in weights if name in changed)
+
+
+class FusedLoras:
+    """The LoRAs in one transformer's weights: always fused from the clean weights, never stacked on each other.
+
+    keep_original says where the touched weights are kept, as large as themselves; with None they are read again through
+    `reload`, which opens the component's own file (`load.tensor_reader`).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        keep_original: Keep | None = "device",
+        reload: Callable[[], AbstractContextManager[ReadTensor]] | None = None,
+    ) -> None:
+        if keep_original is None and reload is None:
+            raise ValueError("keep_original = None needs `reload`, or fused LoRAs could never be taken out")
+        self._module = module
+        self._keep = keep_original
+        self._reload = reload
+        self._originals: dict[str, torch.Tensor] = {}
+        self._identity: tuple[tuple[object, float], ...] = ()
+        self.fusion = Fusion()
+
+    def apply(self, loras: Sequence[tuple[ResolvedArtifact, float]]) -> Fusion:
+        """Make the weights hold exactly these (LoRA, strength); does nothing when they do already.
+
+        Strengths of 0 are left out. Raises Refusal (from the headers, before any weight changes) for a LoRA that
+        doesn't fit.
+        """
+        active = [(artifact, float(strength)) for artifact, strength in loras if strength != 0]
+        identity = tuple((artifact.path or (artifact.name, artifact.seed), strength) for artifact, strength in active)
+        if identity == self._identity:
+            return self.fusion
+        weights = linear_weights(self._module)
+        matched = [(match_lora(artifact, weights), strength) for artifact, strength in active]
+        self.restore()
+        modules = touched_modules([lora for lora, _ in matched], weights)
+        self.fusion = Fusion(
+            loras=tuple((artifact.name, strength) for artifact, strength in active),
+            modules=modules,
+            notes=tuple(lora.note for lora, _ in matched if lora.note),
+        )
+        try:
+            self._originals = fuse(self._module, matched, keep_original=self._keep)
+        except BaseException:
+            if self._keep is None:
+                self._read_again(modules)
+            self.fusion = Fusion()
+            raise
+        self._identity = identity
+        return self.fusion
+
+    def restore(self) -> None:
+        """Take all LoRAs out: the weights are bit for bit what they were."""
+        if self._keep is None:
+            self._read_again(self.fusion.modules)
+        else:
+            restore(self._module, self._originals)
+        self._originals = {}
+        self._identity = ()
+        self.fusion = Fusion()
+
+    def _read_again(self, modules: Sequence[str]) -> None:
+        if not modules:
+            return
+        assert self._reload is not None, "checked when this was made"
+        with self._reload() as read, torch.no_grad():
+            for name in modules:
+                weight = self._module.get_parameter(f"{name}.weight")
+                weight.copy_(read(f"{name}.weight", weight.device))
+
+
+def _delta(
+    name: str, weight: torch.Tensor, active: Sequence[tuple[Lora, float]], sources: Sequence[TensorSource]
+) -> torch.Tensor:
+    """Sum of the LoRAs' products for one module, in the weight's dtype on its device."""
+    total: torch.Tensor | None = None
+    for (lora, strength), source in zip(active, sources, strict=True):
+        pair = lora.pairs.get(name)
+        if pair is None:
+            continue
+        dtype = stored_dtype(source, pair.a, weight.dtype)
+        a, b = source.read(pair.a, weight.device, dtype), source.read(pair.b, weight.device, dtype)
+        scale = strength
+        if pair.alpha is not None:
+            scale *= source.read(pair.alpha, torch.device("cpu"), torch.float32).item() / pair.rank
+        product = ((b * scale) @ a).to(weight.dtype)
+        total = product if total is None else total.add_(product)
+    assert total is not None, "only touched modules are asked for"
+    return total
+
+
+def stored_dtype(source: TensorSource, key: str, otherwise: torch.dtype) -> torch.dtype:
+    """The dtype a file stores a tensor in; `otherwise` for a source without files."""
+    return source.stored_dtype(key) if isinstance(source, FileSource) else otherwise
+
+
+def _module_of(file_key: str, suffix: str) -> str:
+    name = file_key.removesuffix(suffix)
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
+
+
+def _pair_up(
+    shapes: Shapes, weights: Mapping[str, tuple[int, int]]
+) -> tuple[dict[str, LoraPair], list[str], list[str]]:
+    """Pairs by module, keys that match nothing, and what is wrong with the file itself."""
+    parts: dict[str, dict[str, str]] = {}
+    unmatched: list[str] = []
+    for key in shapes:
+        suffix = next((suffix for suffix in (A_SUFFIX, B_SUFFIX, ALPHA_SUFFIX) if key.endswith(suffix)), None)
+        module = _module_of(key, suffix) if suffix else None
+        if module is None or module not in weights:
+            unmatched.append(key)
+        else:
+            parts.setdefault(module, {})[suffix or ""] = key
+    pairs: dict[str, LoraPair] = {}
+    problems: list[str] = []
+    for module, keys in parts.items():
+        if A_SUFFIX not in keys or B_SUFFIX not in keys:
+            problems.append(f"is incomplete: {module} has only {', '.join(keys.values())}; download it again")
+            continue
+        a, b = shapes[keys[A_SUFFIX]], shapes[keys[B_SUFFIX]]
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+            problems.append(f"is broken: at {module}, lora_A is {list(a)} and lora_B is {list(b)}; ranks must agree")
+            continue
+        pairs[module] = LoraPair(module, keys[A_SUFFIX], keys[B_SUFFIX], keys.get(ALPHA_SUFFIX), rank=a[0])
+    return pairs, unmatched, problems
+
+
+def _shape_problem(pairs: Mapping[str, LoraPair], shapes: Shapes, weights: Mapping[str, tuple[int, int]]) -> str | None:
+    wrong = []
+    for module, pair in pairs.items():
+        given = (shapes[pair.b][0], shapes[pair.a][1])
+        if given != weights[module]:
+            wrong.append(f"{module} is {list(weights[module])} in the checkpoint, {list(given)} in the LoRA")
+    if not wrong:
+        return None
+    return (
+        f"was made for another model or generation than the checkpoint: {len(wrong)} of {len(pairs)} modules differ in "
+        f"shape: {first_names(wrong)}"
+    )
+
+
+def _problem(artifact: ResolvedArtifact, message: str) -> Problem:
+    return Problem(artifact.config_path, str(artifact.path or artifact.name), message)
+
+
+def _refusal(artifact: ResolvedArtifact, message: str) -> Refusal:
+    return Refusal([_problem(artifact, message)])

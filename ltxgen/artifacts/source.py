@@ -1,0 +1,95 @@
+"""Where a component's tensors come from: safetensors files, or seeded random numbers for the synthetic source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+
+from ltxgen.artifacts.safetensors_file import DTYPES, BadFile, SafetensorsFile, check_is_real_file
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+class TensorSource(Protocol):
+    """Gives tensors by file key, one at a time. A context manager."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, key: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of its own on `device`; floating ones in `dtype`, others as stored."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class FileSource:
+    """One safetensors file, or all shards of a model folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._stack = ExitStack()
+        self._file_of: dict[str, SafetensorsFile] = {}
+        try:
+            for part in weight_files(path) if path.is_dir() else [path]:
+                file = self._stack.enter_context(SafetensorsFile(part))
+                self._file_of.update(dict.fromkeys(file.header.tensors, file))
+        except BaseException:
+            self._stack.close()
+            raise
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            key: file.header.tensors[key].shape for key, file in self._file_of.items()
+        }
+
+    def stored_dtype(self, key: str) -> torch.dtype:
+        return DTYPES[self.stored_format(key)]
+
+    def stored_format(self, key: str) -> str:
+        """The format's own name of the dtype (`BF16`, `F8_E4M3`)."""
+        return self._file_of[key].header.tensors[key].dtype
+
+    def read(self, key: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        stored = self._file_of[key].read(key)
+        return stored.to(device=device, dtype=dtype if stored.is_floating_point() else stored.dtype)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Safetensors files of a model folder: the shards of its index, else its single file.
+
+    Raises BadFile when there are none or the index names one that isn't there.
+    """
+    index = folder / INDEX_FILE
+    if index.exists():
+        try:
+            check_is_real_file(index)
+        except BadFile as error:
+            raise BadFile(f"{INDEX_FILE} {error}") from error
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(weight_map.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadFile(f"{INDEX_FILE} is broken: it holds no weight_map") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise BadFile(f"lacks {len(missing)} of {len(names)} weight files: {', '.join(missing)}")
+        return [folder / name for name in names]
+    if (folder / SINGLE_FILE).exists():
+        return [folder / SINGLE_FILE]
+    raise BadFile(f"holds neither {INDEX_FILE} nor {SINGLE_FILE}")

@@ -1,0 +1,247 @@
+"""The embedded model `ltx23_tiny`: a small, seeded checkpoint set that this project writes itself on first use.
+
+It has the official on-disk format in every part, so it goes through the same resolver, checks and loader as published
+files. Its weights are random: what it generates shows that everything works, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ltxgen.artifacts.artifact import ArtifactSpec, ResolvedArtifact
+from ltxgen.artifacts.cache_folder import cache_folder
+from ltxgen.artifacts.components import COMPONENTS, BuildOptions
+from ltxgen.artifacts.lora import linear_weights, synthetic_lora_shapes
+from ltxgen.artifacts.seeded import seeded_tensor
+from ltxgen.artifacts.source import INDEX_FILE
+from ltxgen.artifacts.synthetic import architecture
+from ltxgen.artifacts.tiny_tokenizer import write_tokenizer
+from ltxgen.config.errors import MISSING, Problem
+
+NAME = "ltx23_tiny"
+SEED = 23
+VERSION = 1  # raise it when anything here or in seeded.py changes what is written
+MODEL_VERSION = "2.3.0-tiny"
+
+FILES: Mapping[str, str] = {
+    "checkpoint": "ltx-2.3-tiny-dev.safetensors",
+    "distilled_lora": "ltx-2.3-tiny-distilled-lora-8.safetensors",
+    "spatial_upscaler": "ltx-2.3-tiny-spatial-upscaler-x2.safetensors",
+    "text_encoder": "gemma-3-tiny",
+}
+_LIST = "files.json"  # every file and its size, written last
+
+_README = f"""{NAME}: a checkpoint set of ltxgen with RANDOM weights
+{"=" * 53}
+
+These files were made on this computer by ltxgen (seed {SEED}). They have the on-disk format of LTX-2.3 and Gemma 3, at
+a tiny size, and they were never trained: pictures and sounds made with them are meaningless. They exist so that the
+whole program can be tried and tested without any download.
+
+ltxgen writes them again when this folder is deleted.
+"""
+
+
+class EmbeddedModelError(Exception):
+    """The embedded model can't be written; the text says why and what to do."""
+
+
+def embedded_artifact(spec: ArtifactSpec) -> ResolvedArtifact | Problem:
+    """The embedded model's file for `spec`, written first if need be."""
+    if spec.name not in FILES:
+        message = f"the embedded model has no {spec.name}, only {', '.join(FILES)}; set a file"
+        return Problem(spec.config_path, MISSING, message)
+    try:
+        path = embedded_file(spec.name)
+    except EmbeddedModelError as error:
+        return Problem(f"artifacts.{spec.name}", MISSING, str(error))
+    return ResolvedArtifact(
+        name=spec.name,
+        path=path,
+        place="embedded",
+        reason="embedded tiny model, made by ltxgen; its weights are random",
+        file=path.name,
+        generation="LTX-2.3",
+        config_path=spec.config_path,
+    )
+
+
+def embedded_file(name: str) -> Path:
+    """Path of one artifact of the embedded model. Raises EmbeddedModelError."""
+    return embedded_folder() / FILES[name]
+
+
+def embedded_folder() -> Path:
+    """The embedded model's folder, complete; made on first use and again when a file of it is gone or cut short.
+
+    Safe for concurrent processes: each builds aside, and the first to rename wins. Raises EmbeddedModelError when the
+    cache folder can't be written.
+    """
+    parent = cache_folder()
+    final = parent / f"{NAME}-{_fingerprint()}"
+    if _is_complete(final):
+        return final
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=parent, prefix=f".{NAME}-"))
+        try:
+            write_embedded_model(building)
+            _move_into_place(building, final)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EmbeddedModelError(
+            f"the embedded model can't be written to {parent} ({reason}): set LTXGEN_CACHE to a folder with 20 MB free"
+        ) from error
+    return final
+
+
+def write_embedded_model(folder: Path) -> None:
+    """Write the whole set into an empty folder. Equal bytes every time on one machine and torch version."""
+    configs = architecture(NAME)
+    _write_checkpoint(folder / FILES["checkpoint"], configs["checkpoint"], configs["text_encoder"])
+    _write_upscaler(folder / FILES["spatial_upscaler"], configs["spatial_upscaler"])
+    _write_lora(folder / FILES["distilled_lora"], configs["checkpoint"], configs["distilled_lora"]["rank"])
+    _write_text_encoder(folder / FILES["text_encoder"], configs["text_encoder"])
+    (folder / "README.md").write_text(_README, encoding="utf-8")
+    (folder / _LIST).write_text(json.dumps(_sizes(folder), indent=1) + "\n", encoding="utf-8")
+
+
+def _write_checkpoint(path: Path, config: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> None:
+    num_states = text_encoder["text_config"]["num_hidden_layers"] + 1
+    tensors: dict[str, torch.Tensor] = {}
+    for spec in COMPONENTS.values():
+        if spec.artifact == "checkpoint":
+            tensors |= _component_tensors(spec.name, config, BuildOptions(num_text_states=num_states))
+    stored = {key: _stored(key, _structured(key, tensor, config)) for key, tensor in tensors.items()}
+    _save(path, stored, {"config": json.dumps(config), "model_version": MODEL_VERSION})
+
+
+def _write_upscaler(path: Path, config: Mapping[str, Any]) -> None:
+    tensors = _component_tensors("spatial_upscaler", config, BuildOptions())
+    _save(path, {key: _stored(key, tensor) for key, tensor in tensors.items()}, {"config": json.dumps(config)})
+
+
+def _write_lora(path: Path, config: Mapping[str, Any], rank: int) -> None:
+    with torch.device("meta"):
+        transformer = COMPONENTS["transformer"].build(config, BuildOptions())
+    shapes = synthetic_lora_shapes(linear_weights(transformer), rank)
+    tensors = {key: _stored(key, seeded_tensor(SEED, key, shape)) for key, shape in shapes.items()}
+    _save(path, tensors, {"model_version": MODEL_VERSION})
+
+
+def _write_text_encoder(folder: Path, config: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    tensors = _component_tensors("text_encoder", config, BuildOptions())
+    stored = {key: _stored(key, tensor) for key, tensor in tensors.items()}
+    keys = sorted(stored)
+    shards = (keys[: len(keys) // 2], keys[len(keys) // 2 :])
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _save(folder / name, {key: stored[key] for key in part}, {})
+        weight_map |= dict.fromkeys(part, name)
+    total = sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+    _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "preprocessor_config.json", _PREPROCESSOR)
+    write_tokenizer(folder)
+
+
+_PREPROCESSOR = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "Gemma3ImageProcessor",
+    "image_seq_length": 256,
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Gemma3Processor",
+    "resample": 2,
+    "rescale_factor": 1 / 255,
+    "size": {"height": 64, "width": 64},
+}
+
+
+def _component_tensors(name: str, config: Mapping[str, Any], options: BuildOptions) -> dict[str, torch.Tensor]:
+    """Seeded fp32 tensors of one component under their keys in the file."""
+    spec = COMPONENTS[name]
+    with torch.device("meta"):
+        module = spec.build(config, options)
+    return {
+        (key := spec.keys.file_key(module_key)): seeded_tensor(SEED, key, tuple(tensor.shape), component=name)
+        for module_key, tensor in module.state_dict().items()
+    }
+
+
+def _structured(key: str, tensor: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """Change a few of the decoder's tensors so that pictures show soft shapes instead of pixel noise.
+
+    The convolutions before a rearrangement of channels into pixels start with equal weights for the pixels of a group
+    (Aitken et al., https://arxiv.org/abs/1707.02937), with a little noise left.
+    """
+    up = re.fullmatch(r"vae\.decoder\.up_blocks\.(\d+)\.conv\.conv\.(weight|bias)", key)
+    if up:
+        name = config["vae"]["decoder_blocks"][::-1][int(up[1])][0]
+        group = {"compress_space": 4, "compress_time": 2, "compress_all": 8}[name]
+    elif key.startswith("vae.decoder.conv_out."):
+        group = config["vae"]["patch_size"] ** 2
+    else:
+        return tensor
+    equal = tensor[::group].repeat_interleave(group, dim=0)
+    return equal + 0.1 * tensor
+
+
+def _stored(key: str, tensor: torch.Tensor) -> torch.Tensor:
+    """In the dtype that published files use: tables of the adaptive norms fp32, everything else bf16."""
+    return tensor if "scale_shift_table" in key else tensor.bfloat16()
+
+
+def _save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, {"format": "pt", **metadata})
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != _LIST)
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        listed = json.loads((folder / _LIST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return _sizes(folder) == listed
+
+
+def _fingerprint() -> str:
+    text = json.dumps([VERSION, SEED, architecture(NAME)], sort_keys=True)
+    return f"v{VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _move_into_place(building: Path, final: Path) -> None:
+    if final.exists() and not _is_complete(final):
+        broken = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{NAME}-broken-"))
+        os.replace(final, broken)
+        shutil.rmtree(broken, ignore_errors=True)
+    try:
+        os.rename(building, final)
+    except OSError:
+        if not _is_complete(final):  # otherwise another process was faster, with the same content
+            raise

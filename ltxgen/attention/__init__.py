@@ -1,0 +1,1 @@
+"""Attention backends: each is a function of (q, k, v, mask), chosen by name."""

@@ -1,0 +1,231 @@
+"""The command line: finds the command, lets Hydra compose, and is the only place that prints an error and exits.
+
+Exit codes: 0 done; 2 the request, recipe or artifacts are refused, with nothing written; 130 interrupted; 1 the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ltxgen import __version__
+from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+
+USAGE = """\
+ltxgen {version}: LTX-2.3 audio-video generation from YAML
+
+  ltxgen +recipe=NAME [key=value ...]        run a recipe (also: ltxgen run ...)
+  ltxgen plan +recipe=NAME [key=value ...]   what would run: stages, files, sizes, passes; reads no weights
+  ltxgen fetch +recipe=NAME                  download and verify the files it needs
+  ltxgen ls [GROUP]                          recipes and choices: recipe, model, request, stage, attention, ...
+  ltxgen cp RECIPE NEW                       copy a recipe to ./recipes/NEW.yaml to edit it
+  ltxgen compare A B                         two runs: picture, sound and latents
+
+  ltxgen +recipe=ltx23_two_stage model=ltx23_tiny request=demo     try it now, no weights needed
+  ltxgen -m +recipe=NAME request.seed=1,2    a sweep; --cfg job shows a composed recipe; --help has all keys
+  --debug                                    a traceback instead of one message
+"""
+
+# Flags of Hydra's own that show something and run nothing.
+_SHOWING_FLAGS = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--version",
+    "--shell-completion",
+    "-sc",
+)
+_MULTIRUN_FLAGS = ("--multirun", "-m")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command; ends the process."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    sys.exit(_guarded(lambda: _dispatch(words, debug), debug))
+
+
+def _guarded(command: Callable[[], int | None], debug: bool) -> int:
+    """Run a command and turn whatever it raises into one message and an exit code."""
+    try:
+        return command() or 0
+    except Refusal as refusal:
+        if debug:
+            traceback.print_exc()
+        print(f"ltxgen: {_counted(refusal)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ltxgen: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        what = str(error) or type(error).__name__
+        print(f"ltxgen: {type(error).__name__}: {what} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _counted(refusal: Refusal) -> str:
+    if len(refusal.problems) == 1:
+        return str(refusal)
+    lines = "\n".join(f"  {line}" for line in str(refusal).splitlines())
+    return f"{len(refusal.problems)} things to change:\n{lines}"
+
+
+def _dispatch(words: list[str], debug: bool) -> int | None:
+    if not words:
+        print(USAGE.format(version=__version__), end="")
+        return 0
+    command, rest = words[0], words[1:]
+    if command in _RECIPE_COMMANDS:
+        return _with_recipe(_RECIPE_COMMANDS[command], rest, debug)
+    if command in _PLAIN_COMMANDS:
+        return _PLAIN_COMMANDS[command](rest)
+    if "=" in command or command.startswith(("-", "+", "~")):
+        return _with_recipe(_run, words, debug)
+    known = (*_RECIPE_COMMANDS, *_PLAIN_COMMANDS)
+    raise Refusal([Problem("command", command, f"must be one of {', '.join(known)}{did_you_mean(command, known)}")])
+
+
+def _with_recipe(command: Callable[[dict[str, Any]], None], words: list[str], debug: bool) -> int | None:
+    """Let Hydra compose the recipe and call `command` with it, once or, in a sweep, for each job."""
+    from ltxgen.config import compose
+
+    words = compose.name_recipe_paths(compose.open_overrides(words))
+    if not any(word in _SHOWING_FLAGS for word in words):
+        _refuse_bad_overrides(words)
+
+    def job(config: dict[str, Any]) -> None:
+        code = _guarded(lambda: command(config), debug)
+        if code:
+            sys.exit(code)
+
+    compose.hydra_app(job, words)
+    return 0
+
+
+def _refuse_bad_overrides(words: Sequence[str]) -> None:
+    """Compose once before Hydra does: what it can't apply is refused together with what the rest holds wrong."""
+    from ltxgen.config import compose
+    from ltxgen.config.recipe import parse_recipe
+
+    is_sweep = any(word in _MULTIRUN_FLAGS for word in words)
+    overrides = [word for word in words if not word.startswith("-")]
+    try:
+        compose.compose_config(compose.first_of_sweep(overrides) if is_sweep else overrides)
+    except compose.CompositionRefusal as refusal:
+        try:
+            parse_recipe(refusal.data)
+        except Refusal as further:
+            raise Refusal([*refusal.problems, *further.problems]) from refusal
+        raise
+
+
+def _run(config: Mapping[str, Any]) -> None:
+    from ltxgen.config.recipe import parse_recipe
+    from ltxgen.recipe.plan import make_plan
+    from ltxgen.recipe.run import run_plan
+    from ltxgen.runtime.displays import create_progress
+
+    with create_progress() as progress:
+        plan = make_plan(parse_recipe(config), progress.note).require()
+        for note in plan.notes:
+            progress.note(note)
+        folder = run_plan(plan, config, progress)
+    for name in ("video.mp4", "contact_sheet.png"):
+        if (folder / name).exists():
+            print(folder / name)
+
+
+def _plan(config: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    from ltxgen.config.recipe import parse_recipe
+    from ltxgen.recipe.plan import make_plan
+    from ltxgen.recipe.show import show_plan
+
+    plan = make_plan(parse_recipe(config))
+    show_plan(plan, Console(highlight=False))
+    plan.require()
+
+
+def _fetch(config: Mapping[str, Any]) -> None:
+    from ltxgen.artifacts.resolver import Places, fetch
+    from ltxgen.config.recipe import parse_recipe
+    from ltxgen.recipe.plan import make_plan
+
+    recipe = parse_recipe(config)
+    plan = make_plan(recipe)
+    result = fetch(plan.specs, Places(folders=recipe.artifacts.folders), print)
+    if result.problems:
+        raise Refusal(result.problems)
+    for name, artifact in result.artifacts.items():
+        print(f"{name}: {artifact.path or 'no file'} ({artifact.reason})")
+
+
+def _ls(words: list[str]) -> int:
+    from ltxgen.config import compose
+
+    groups = compose.groups()
+    if not words:
+        for group, names in groups.items():
+            print(f"{group + ':':<12} {', '.join(names)}")
+        return 0
+    group = words[0]
+    if group not in groups:
+        message = f"must be one of {', '.join(groups)}{did_you_mean(group, groups)}"
+        raise Refusal([Problem("ls", group, message)])
+    for name in groups[group]:
+        print(f"{name:<24} {compose.first_comment(group, name)}")
+    return 0
+
+
+def _cp(words: list[str]) -> int:
+    from ltxgen.config import compose
+
+    if len(words) != 2:
+        raise Refusal([Problem("cp", " ".join(words), "takes two names: `ltxgen cp RECIPE NEW`")])
+    source, target = words
+    files = compose.recipe_files()
+    if source not in files:
+        message = f"no such recipe; there are {', '.join(files)}{did_you_mean(source, files)}"
+        raise Refusal([Problem("cp", source, message)])
+    path = Path("recipes") / f"{target.removesuffix('.yaml')}.yaml"
+    if path.exists():
+        raise Refusal([Problem("cp", str(path), "exists already; choose another name")])
+    path.parent.mkdir(exist_ok=True)
+    shutil.copyfile(files[source], path)
+    print(f"{path}; run it with: ltxgen +recipe={path.stem}")
+    return 0
+
+
+def _compare(words: list[str]) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ltxgen.media.compare import compare_runs
+
+    if len(words) != 2:
+        message = "takes two run folders or videos: `ltxgen compare A B`"
+        raise Refusal([Problem("compare", " ".join(words) or MISSING, message)])
+    table = Table("", "measure", "value")
+    for row in compare_runs(*words).rows():
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+    return 0
+
+
+_RECIPE_COMMANDS: Mapping[str, Callable[[dict[str, Any]], None]] = {"run": _run, "plan": _plan, "fetch": _fetch}
+_PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {"ls": _ls, "cp": _cp, "compare": _compare}

@@ -1,0 +1,273 @@
+"""Composition: Hydra's config tree, recipes found by name or path, overrides, and their mistakes told at once."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
+from hydra.core.utils import setup_globals
+from hydra.errors import ConfigCompositionException, HydraException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+
+CONFIG_NAME = "config"
+
+
+def data_folder(name: str) -> Path:
+    """The folder `conf` or `recipes`: inside the installed package, or at the top of the checkout."""
+    package = Path(str(resources.files("ltxgen")))
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def recipe_folders() -> list[Path]:
+    """Where `+recipe=NAME` looks, in order: the user's project, then ltxgen's own."""
+    return list(
+        dict.fromkeys(folder.resolve() for folder in (Path("recipes"), data_folder("recipes")) if folder.is_dir())
+    )
+
+
+def recipe_files() -> dict[str, Path]:
+    """Every recipe by name; the user's project hides ltxgen's recipe of the same name."""
+    found: dict[str, Path] = {}
+    for folder in recipe_folders():
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+class RecipeSource(ConfigSource):
+    """Hydra's view of the recipe folders as the config group `recipe`, and of recipe files given by path."""
+
+    files_by_path: dict[str, Path] = {}  # noqa: RUF012 - one table for the process, as Hydra makes the instances
+
+    @staticmethod
+    def scheme() -> str:
+        return "recipes"
+
+    def _files(self) -> dict[str, Path]:
+        return {**recipe_files(), **self.files_by_path}
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = self._files()[config_path.removeprefix("recipe/").removesuffix(".yaml")]
+        text = path.read_text(encoding="utf-8")
+        header = self._get_header(text) if text.startswith("#") else {}
+        header.setdefault("package", "_global_")
+        loaded = OmegaConf.create(text)
+        return ConfigResult(config=loaded, path=f"{self.scheme()}://{path}", provider=self.provider, header=header)
+
+    def _get_header(self, text: str) -> dict[str, str]:
+        found = re.search(r"^#\s*@package\s+(\S+)", text, flags=re.MULTILINE)
+        return {"package": found.group(1)} if found else {}
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path in ("", "recipe")
+
+    def is_config(self, config_path: str) -> bool:
+        group, _, name = config_path.partition("/")
+        return group == "recipe" and name.removesuffix(".yaml") in self._files()
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == "recipe" and results_filter != ObjectType.GROUP:
+            return sorted(self._files())
+        return ["recipe"] if config_path == "" and results_filter != ObjectType.CONFIG else []
+
+
+class RecipeSearchPath(SearchPathPlugin):
+    """Adds the recipe folders to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="ltxgen-recipes", path=f"{RecipeSource.scheme()}://")
+
+
+def register_plugins() -> None:
+    """Make recipes known to Hydra; safe to call more than once."""
+    Plugins.instance().register(RecipeSearchPath)
+    sources = SourcesRegistry.instance()
+    if RecipeSource.scheme() not in sources.types:
+        sources.register(RecipeSource)
+
+
+def open_overrides(words: Sequence[str]) -> list[str]:
+    """Let `stages.S.loras.NAME=...` and `artifacts.loras.NAME...=...` add a name without Hydra's `+`."""
+    return ["++" + word if re.match(r"(stages\.\w+|artifacts)\.loras\.\w", word) else word for word in words]
+
+
+def first_of_sweep(overrides: Sequence[str]) -> list[str]:
+    """The overrides of the first job of a sweep; `Refusal` for one that does not parse."""
+    try:
+        return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(overrides)), None)[0][0]
+    except HydraException as error:
+        raise Refusal([Problem("command line", MISSING, _first_line(error))]) from error
+
+
+def hydra_app(job: Callable[[dict[str, Any]], None], arguments: Sequence[str]) -> None:
+    """Run `job` as a Hydra application with these words: once, once per job of a sweep, or not at all (--help)."""
+    register_plugins()
+
+    @hydra.main(version_base="1.3", config_path=str(data_folder("conf")), config_name=CONFIG_NAME)
+    def app(config: DictConfig) -> None:
+        data = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(data, dict)
+        job(data)  # type: ignore[arg-type]
+
+    saved = sys.argv
+    sys.argv = ["ltxgen", *arguments]
+    try:
+        app()
+    finally:
+        sys.argv = saved
+
+
+def groups() -> dict[str, list[str]]:
+    """Every config group and what it offers, recipes first."""
+    folders = sorted(path for path in data_folder("conf").iterdir() if path.is_dir() and path.name != "hydra")
+    found = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    return {"recipe": sorted(recipe_files()), **found}
+
+
+def first_comment(group: str, name: str) -> str:
+    """What a YAML says of itself in its first sentence of comment."""
+    path = recipe_files()[name] if group == "recipe" else data_folder("conf") / group / f"{name}.yaml"
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    words = [line.lstrip("# ") for line in lines if "@package" not in line and not line.startswith("# ltxgen")]
+    return re.split(r"(?<=[.:])\s", " ".join(words).strip() + " ")[0].strip()
+
+
+def name_recipe_paths(overrides: Sequence[str]) -> list[str]:
+    """Replace `+recipe=PATH/recipe.yaml` by a name that `RecipeSource` knows; `Refusal` when the file is missing."""
+    named = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if key.lstrip("+") == "recipe" and separator and value.endswith((".yaml", ".yml")):
+            path = Path(value).expanduser()
+            if not path.is_file():
+                raise Refusal([Problem("recipe", value, "no such file; give a recipe's name or the path of its YAML")])
+            name = re.sub(r"\W+", "_", path.resolve().parent.name + "_" + path.stem)
+            RecipeSource.files_by_path[name] = path.resolve()
+            override = f"{key}={name}"
+        named.append(override)
+    return named
+
+
+def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose conf/ with `overrides` into plain data, interpolations resolved.
+
+    Overrides that Hydra can't apply are all collected, each with the nearest known key or choice, before `Refusal`.
+    """
+    with _hydra():
+        config, problems = _compose_tolerantly(list(overrides))
+    try:
+        data = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise Refusal(
+            [*problems, Problem(getattr(error, "full_key", None) or "config", MISSING, _first_line(error))]
+        ) from error
+    if problems:
+        raise CompositionRefusal(problems, data)
+    assert isinstance(data, dict)
+    return data
+
+
+class CompositionRefusal(Refusal):
+    """Some overrides did not apply; `data` is what the others gave, so that its own problems can be told as well."""
+
+    def __init__(self, problems: Sequence[Problem], data: Any) -> None:
+        super().__init__(problems)
+        self.data = data
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    register_plugins()
+    setup_globals()  # the resolvers ${now:...} and ${hydra:...}
+    # A Hydra application that is running (we may be inside its job) must find its own state again afterwards.
+    saved = Singleton.get_state()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(data_folder("conf")), job_name="ltxgen"):
+            yield
+    finally:
+        Singleton.set_state(saved)
+
+
+def _compose_tolerantly(overrides: list[str]) -> tuple[DictConfig, list[Problem]]:
+    """The config without the overrides that can't be applied, and a problem for each of those."""
+    failed: list[tuple[str, Exception]] = []
+    while True:
+        try:
+            config = compose(CONFIG_NAME, overrides=overrides)
+            break
+        except (ConfigCompositionException, HydraException) as error:
+            culprit = _culprit(error, overrides)
+            if culprit is None:
+                raise Refusal([Problem("command line", MISSING, _first_line(error))]) from error
+            failed.append((culprit, error))
+            overrides = [override for override in overrides if override != culprit]
+    known = list(_paths(OmegaConf.to_container(config, resolve=False), ""))
+    return config, [_override_problem(override, known, error) for override, error in failed]
+
+
+def _culprit(error: Exception, overrides: Sequence[str]) -> str | None:
+    """The override that `error` is about: the one without which composition no longer fails in the same way."""
+    for override in overrides:
+        rest = [other for other in overrides if other != override]
+        try:
+            compose(CONFIG_NAME, overrides=rest)
+            return override
+        except (ConfigCompositionException, HydraException) as other_error:
+            if str(other_error) != str(error):
+                return override
+    return None
+
+
+def _override_problem(override: str, known_keys: Sequence[str], error: Exception) -> Problem:
+    key, separator, value = override.partition("=")
+    name = key.lstrip("+~")
+    if not separator and not key.startswith("~"):
+        return Problem("command line", override, "an override reads key=value; see `ltxgen --help`")
+    if name == "recipe":
+        known = sorted(recipe_files())
+        return Problem("recipe", value, f"no such recipe; there are {', '.join(known)}{did_you_mean(value, known)}")
+    group = data_folder("conf") / name.partition("@")[0]
+    if group.is_dir():
+        known = sorted(path.stem for path in group.glob("*.yaml"))
+        return Problem(name, value, f"no such choice; there are {', '.join(known)}{did_you_mean(value, known)}")
+    if name not in known_keys:
+        return Problem(name, value, f"is not a known key{did_you_mean(name, known_keys)}")
+    return Problem(name, value, _first_line(error))
+
+
+def _paths(node: Any, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            path = f"{prefix}.{key}" if prefix else str(key)
+            yield path
+            yield from _paths(value, path)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

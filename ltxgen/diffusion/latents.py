@@ -1,0 +1,91 @@
+"""What is being denoised, and the elementary moves on it.
+
+B batch, T tokens, C channels. sigma is the noise level in [0, 1]: x = (1 - sigma)·x0 + sigma·noise, and the model
+predicts the velocity noise - x0. Arithmetic is fp32 and each result is rounded to the run's dtype, as in the official
+code (ltx_core/utils.py, components/noisers.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltxgen.diffusion.numerics import Numerics
+
+
+@dataclass(frozen=True)
+class LatentState:
+    """One modality's tokens on their way from noise to clean.
+
+    - `latents` (B, T, C): the tokens now.
+    - `clean` (B, T, C): what conditioned tokens are known to be; elsewhere not used.
+    - `denoise_mask` (B, T, 1) fp32: 1 for a generated token, 0 for a given one, between for a partly given one.
+    - `positions` (B, axes, T, 2): each token's bounds [start, end) in seconds and pixels.
+    - `num_generated`: tokens of the latent grid; conditioning tokens appended after them are dropped at the end.
+    """
+
+    latents: Tensor
+    clean: Tensor
+    denoise_mask: Tensor
+    positions: Tensor
+    num_generated: int
+
+    @classmethod
+    def from_tokens(cls, latents: Tensor, positions: Tensor) -> LatentState:
+        """A state in which every token is generated, from `latents` (zeros where nothing precedes)."""
+        num_samples, num_tokens, _ = latents.shape
+        mask = torch.ones(num_samples, num_tokens, 1, dtype=torch.float32, device=latents.device)
+        return cls(latents, latents, mask, positions, num_tokens)
+
+    def with_(self, **changes: Any) -> LatentState:
+        return dataclasses.replace(self, **changes)
+
+    def without_appended(self) -> LatentState:
+        """The latent grid's own tokens."""
+        kept = slice(0, self.num_generated)
+        return self.with_(
+            latents=self.latents[:, kept],
+            clean=self.clean[:, kept],
+            denoise_mask=self.denoise_mask[:, kept],
+            positions=self.positions[:, :, kept],
+        )
+
+    def timesteps(self, sigma: float) -> Tensor:
+        """Each token's own noise level, mask·sigma: (B, T) fp32."""
+        return self.denoise_mask.squeeze(-1) * sigma
+
+
+def apply_noise(state: LatentState, noise: Tensor, scale: float, numerics: Numerics) -> LatentState:
+    """Noise a state up to sigma = `scale`; given tokens stay clean. `noise` (B, T, C) is standard normal.
+
+    "lerp" mixes latents with noise, then the clean tokens in by the mask; "scaled" lets the mask scale the noise. They
+    differ for tokens with a mask between 0 and 1, and where `latents` and `clean` differ.
+    """
+    latents, clean, noise = state.latents.float(), state.clean.float(), noise.float()
+    if numerics.noising == "lerp":
+        noised = torch.lerp(clean, torch.lerp(latents, noise, scale), state.denoise_mask)
+    else:
+        weight = state.denoise_mask * scale
+        noised = noise * weight + latents * (1 - weight)
+    return state.with_(latents=noised.to(state.latents.dtype))
+
+
+def blend_clean(x0: Tensor, state: LatentState) -> Tensor:
+    """A prediction x0 (B, T, C) with the given tokens put back by the mask."""
+    mask = state.denoise_mask
+    return (x0.float() * mask + state.clean.float() * (1 - mask)).to(x0.dtype)
+
+
+def to_denoised(latents: Tensor, velocity: Tensor, timesteps: Tensor) -> Tensor:
+    """x0 = x - v·t per token, `timesteps` (B, T). A token at t = 0 returns itself."""
+    return (latents.float() - velocity.float() * timesteps.float().unsqueeze(-1)).to(latents.dtype)
+
+
+def to_velocity(latents: Tensor, x0: Tensor, sigma: float) -> Tensor:
+    """v = (x - x0) / sigma, rounded to the latents' dtype; sigma must not be 0."""
+    assert sigma != 0, "there is no velocity at sigma 0"
+    return ((latents.float() - x0.float()) / sigma).to(latents.dtype)

@@ -1,0 +1,62 @@
+"""The random draws of a run, from one continuing generator.
+
+A run draws, each as whole tokens (1, T, C) including appended ones: first stage video, first stage audio, second stage
+video, second stage audio. Drawing in another layout or order, or seeding the second stage anew, gives another video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NoiseState:
+    """A `NoiseSource` between two draws; `generator` is uint8 on the CPU, fit for a file."""
+
+    draw_on: Literal["cpu", "device"]
+    generator: Tensor
+
+
+class NoiseSource:
+    """Standard normal noise in `dtype` on `device`.
+
+    `draw_on="cpu"` draws fp32 on the CPU, rounds and moves: a seed means the same video on any device. `"device"` draws
+    in `dtype` on `device`, as the official pipelines do: a seed means the same video as theirs on the same device.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        draw_on: Literal["cpu", "device"] = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.draw_on = draw_on
+        self._generator = torch.Generator("cpu" if draw_on == "cpu" else self.device).manual_seed(seed)
+
+    @classmethod
+    def from_state(
+        cls, state: NoiseState, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> NoiseSource:
+        """The source that goes on where `state` was taken."""
+        source = cls(0, device=device, dtype=dtype, draw_on=state.draw_on)
+        source._generator.set_state(state.generator)
+        return source
+
+    def state(self) -> NoiseState:
+        return NoiseState(self.draw_on, self._generator.get_state())
+
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """The next draw."""
+        if self.draw_on == "cpu":
+            noise = torch.randn(tuple(shape), generator=self._generator, dtype=torch.float32)
+            return noise.to(self.dtype).to(self.device)
+        return torch.randn(tuple(shape), generator=self._generator, dtype=self.dtype, device=self.device)

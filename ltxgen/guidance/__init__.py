@@ -1,0 +1,1 @@
+"""Guidance, one kind a file, and the protocol they follow."""

@@ -1,0 +1,25 @@
+"""The LTX-2 / LTX-2.3 audio-video transformer, in its official parameter names."""
+
+from ltxgen.models.transformer.attention import Attention, AttentionByRole, AttentionFunction, sdpa
+from ltxgen.models.transformer.block import TransformerBlock
+from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
+from ltxgen.models.transformer.inputs import BlockInputs, Hidden, ModalityInput, StreamInputs
+from ltxgen.models.transformer.model import Transformer
+from ltxgen.models.transformer.perturbation import BlockPerturbation, Perturbation
+
+__all__ = [
+    "Attention",
+    "AttentionByRole",
+    "AttentionFunction",
+    "BlockInputs",
+    "BlockPerturbation",
+    "Hidden",
+    "ModalityInput",
+    "Perturbation",
+    "StreamConfig",
+    "StreamInputs",
+    "Transformer",
+    "TransformerBlock",
+    "TransformerConfig",
+    "sdpa",
+]

@@ -1,0 +1,171 @@
+"""One audio-video block.
+
+B batch, T tokens, C width of a stream
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltxgen.models.transformer.adaln import modulate, modulation_rows
+from ltxgen.models.transformer.attention import Attention, AttentionByRole, AttentionFunction
+from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
+from ltxgen.models.transformer.inputs import BlockInputs, Hidden, StreamInputs
+from ltxgen.models.transformer.perturbation import BlockPerturbation, Keep
+
+# Rows of `scale_shift_table`: shift, scale, gate each.
+SELF_ROWS, FEED_FORWARD_ROWS, TEXT_ROWS = slice(0, 3), slice(3, 6), slice(6, 9)
+# Rows of `scale_shift_table_a2v_ca_*`: scale, shift (in this order) for a2v and for v2a, then the gate.
+CROSS_ROWS, CROSS_GATE_ROW = slice(0, 4), slice(4, 5)
+
+
+class GELUProjection(nn.Module):
+    def __init__(self, dim: int, inner_dim: int, *, bias: bool):
+        super().__init__()
+        self.proj = nn.Linear(dim, inner_dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, *, bias: bool):
+        super().__init__()
+        # The identity keeps the official numbering, net.0 and net.2.
+        self.net = nn.Sequential(
+            GELUProjection(dim, 4 * dim, bias=bias), nn.Identity(), nn.Linear(4 * dim, dim, bias=bias)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self and text attention in each stream, attention between the streams, feed-forward in each stream."""
+
+    prompt_scale_shift_table: nn.Parameter | None
+    audio_prompt_scale_shift_table: nn.Parameter | None
+
+    def __init__(self, config: TransformerConfig, attention: AttentionByRole):
+        super().__init__()
+        self.norm_eps = config.norm_eps
+        video, audio = config.video, config.audio
+
+        def attend(query_dim: int, context_dim: int, heads: StreamConfig, function: AttentionFunction) -> Attention:
+            return Attention(
+                query_dim,
+                context_dim,
+                num_heads=heads.num_heads,
+                head_dim=heads.head_dim,
+                gated=config.gated_attention,
+                norm_eps=config.norm_eps,
+                rope_type=config.rope_type,
+                attend=function,
+            )
+
+        self.attn1 = attend(video.width, video.width, video, attention.video_self)
+        self.attn2 = attend(video.width, video.context_dim, video, attention.video_text)
+        self.audio_attn1 = attend(audio.width, audio.width, audio, attention.audio_self)
+        self.audio_attn2 = attend(audio.width, audio.context_dim, audio, attention.audio_text)
+        # Between the streams, both directions are as wide as the audio stream inside.
+        self.audio_to_video_attn = attend(video.width, audio.width, audio, attention.video_from_audio)
+        self.video_to_audio_attn = attend(audio.width, video.width, audio, attention.audio_from_video)
+        self.ff = FeedForward(video.width, bias=video.ff_bias)
+        self.audio_ff = FeedForward(audio.width, bias=audio.ff_bias)
+
+        def table(num_rows: int, width: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(num_rows, width))
+
+        self.scale_shift_table = table(config.num_modulation_rows, video.width)
+        self.audio_scale_shift_table = table(config.num_modulation_rows, audio.width)
+        self.scale_shift_table_a2v_ca_video = table(5, video.width)
+        self.scale_shift_table_a2v_ca_audio = table(5, audio.width)
+        modulates_context = config.cross_attention_adaln
+        self.prompt_scale_shift_table = table(2, video.context_dim) if modulates_context else None
+        self.audio_prompt_scale_shift_table = table(2, audio.context_dim) if modulates_context else None
+
+    def forward(self, hidden: Hidden, inputs: BlockInputs, perturbation: BlockPerturbation) -> Hidden:
+        video, audio = hidden
+        if inputs.video is not None and inputs.video.enabled:
+            video = self._attend_self(video, inputs.video, self.attn1, self.scale_shift_table, perturbation.video_self)
+            video = self._attend_text(
+                video, inputs.video, self.attn2, self.scale_shift_table, self.prompt_scale_shift_table
+            )
+        if inputs.audio is not None and inputs.audio.enabled:
+            audio = self._attend_self(
+                audio, inputs.audio, self.audio_attn1, self.audio_scale_shift_table, perturbation.audio_self
+            )
+            audio = self._attend_text(
+                audio, inputs.audio, self.audio_attn2, self.audio_scale_shift_table, self.audio_prompt_scale_shift_table
+            )
+        if inputs.video is not None and inputs.audio is not None and perturbation.across is not False:
+            video, audio = self._attend_across(video, audio, inputs.video, inputs.audio, perturbation.across)
+        if inputs.video is not None and inputs.video.enabled:
+            video = self._feed_forward(video, inputs.video, self.ff, self.scale_shift_table)
+        if inputs.audio is not None and inputs.audio.enabled:
+            audio = self._feed_forward(audio, inputs.audio, self.audio_ff, self.audio_scale_shift_table)
+        return Hidden(video, audio)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
+
+    def _attend_self(self, x: Tensor, stream: StreamInputs, attention: Attention, table: Tensor, keep: Keep) -> Tensor:
+        shift, scale, gate = modulation_rows(table[SELF_ROWS], stream.modulation[:, :, SELF_ROWS])
+        normed = modulate(self._norm(x), shift, scale)
+        update = attention(
+            normed, normed, rotary=stream.rotary, context_rotary=stream.rotary, mask=stream.self_bias, keep=keep
+        )
+        return x + gate * update
+
+    def _attend_text(
+        self, x: Tensor, stream: StreamInputs, attention: Attention, table: Tensor, prompt_table: Tensor | None
+    ) -> Tensor:
+        if prompt_table is None:
+            return x + attention(self._norm(x), stream.context, mask=stream.context_bias)
+        shift, scale, gate = modulation_rows(table[TEXT_ROWS], stream.modulation[:, :, TEXT_ROWS])
+        if stream.prompt_modulation is None:
+            context_shift, context_scale = prompt_table.to(x.dtype)
+        else:
+            context_shift, context_scale = modulation_rows(prompt_table, stream.prompt_modulation)
+        context = modulate(stream.context, context_shift, context_scale)
+        return x + gate * attention(modulate(self._norm(x), shift, scale), context, mask=stream.context_bias)
+
+    def _attend_across(
+        self, video: Tensor, audio: Tensor, video_stream: StreamInputs, audio_stream: StreamInputs, keep: Keep
+    ) -> tuple[Tensor, Tensor]:
+        """Both directions start from the streams as they are now: v2a does not see what a2v changed."""
+        video_cross, audio_cross = video_stream.cross, audio_stream.cross
+        assert video_cross is not None
+        assert audio_cross is not None
+        video_table, audio_table = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
+        video_rows = modulation_rows(video_table[CROSS_ROWS], video_cross.modulation)
+        audio_rows = modulation_rows(audio_table[CROSS_ROWS], audio_cross.modulation)
+        video_normed, audio_normed = self._norm(video), self._norm(audio)
+
+        if video_stream.enabled:
+            (gate,) = modulation_rows(video_table[CROSS_GATE_ROW], video_cross.gate)
+            update = self.audio_to_video_attn(
+                modulate(video_normed, scale=video_rows[0], shift=video_rows[1]),
+                modulate(audio_normed, scale=audio_rows[0], shift=audio_rows[1]),
+                rotary=video_cross.rotary,
+                context_rotary=audio_cross.rotary,
+            )
+            video = _add_where(keep, video, gate * update)
+        if audio_stream.enabled:
+            (gate,) = modulation_rows(audio_table[CROSS_GATE_ROW], audio_cross.gate)
+            update = self.video_to_audio_attn(
+                modulate(audio_normed, scale=audio_rows[2], shift=audio_rows[3]),
+                modulate(video_normed, scale=video_rows[2], shift=video_rows[3]),
+                rotary=audio_cross.rotary,
+                context_rotary=video_cross.rotary,
+            )
+            audio = _add_where(keep, audio, gate * update)
+        return video, audio
+
+    def _feed_forward(self, x: Tensor, stream: StreamInputs, feed_forward: FeedForward, table: Tensor) -> Tensor:
+        shift, scale, gate = modulation_rows(table[FEED_FORWARD_ROWS], stream.modulation[:, :, FEED_FORWARD_ROWS])
+        return x + gate * feed_forward(modulate(self._norm(x), shift, scale))
+
+
+def _add_where(keep: Keep, x: Tensor, update: Tensor) -> Tensor:
+    return torch.where(keep, x + update, x) if isinstance(keep, Tensor) else x + update

@@ -1,0 +1,27 @@
+"""The video VAE of LTX-2.3 and LTX-2: pixels to normalised latents and back, whole or in overlapping tiles."""
+
+from ltxgen.models.video_vae.config import Resample, ResStage, VideoVAEConfig
+from ltxgen.models.video_vae.decoder import VideoDecoder
+from ltxgen.models.video_vae.encoder import VideoEncoder
+from ltxgen.models.video_vae.statistics import PerChannelStatistics
+from ltxgen.models.video_vae.tiled import blend_tiles, decode_tiled, encode_tiled, frames_to_uint8
+from ltxgen.models.video_vae.tiling import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Span, Tile, Tiling, list_tiles
+
+__all__ = [
+    "FRAMES_PER_LATENT",
+    "PIXELS_PER_LATENT",
+    "PerChannelStatistics",
+    "ResStage",
+    "Resample",
+    "Span",
+    "Tile",
+    "Tiling",
+    "VideoDecoder",
+    "VideoEncoder",
+    "VideoVAEConfig",
+    "blend_tiles",
+    "decode_tiled",
+    "encode_tiled",
+    "frames_to_uint8",
+    "list_tiles",
+]

@@ -1,0 +1,191 @@
+"""StageExecutor: runs named stages in order and owns the life of every component. It knows nothing of any model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ltxgen.config.errors import Problem
+from ltxgen.stage.protocol import PartRequest, RunContext, Stage, StepProgress, Stream
+
+
+class PartSource(Protocol):
+    """Where components come from.
+
+    `build` loads one; `adapt` fits a loaded one to a request (its LoRAs), `later` being the requests still to come for
+    it; `released` is told the names that were freed.
+    """
+
+    def build(self, request: PartRequest) -> Any: ...
+    def adapt(self, part: Any, request: PartRequest, later: Sequence[PartRequest]) -> None: ...
+    def released(self, names: Sequence[str]) -> None: ...
+
+
+class Meter(Protocol):
+    """Measures peak memory in bytes while it is entered."""
+
+    peak_bytes: int
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *error: Any) -> None: ...
+
+
+class Display(Protocol):
+    """A view of the run: one entry a stage."""
+
+    def stage(self, name: str, memory: Any) -> AbstractContextManager[StepProgress]: ...
+
+
+@dataclass
+class StageRecord:
+    """What a stage took: its own seconds (a stream's pieces count where they are made), loading apart, peak memory."""
+
+    seconds: float = 0.0
+    load_seconds: float = 0.0
+    peak_bytes: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def wiring_problems(stages: Mapping[str, Stage], given: Sequence[str]) -> list[Problem]:
+    """Names that a stage reads although neither an earlier stage nor the caller (`given`) writes them."""
+    known = set(given)
+    problems = []
+    for name, stage in stages.items():
+        for wanted in stage.reads:
+            if wanted not in known:
+                message = (
+                    f"no earlier stage writes what it reads; written so far: {', '.join(sorted(known)) or 'nothing'}"
+                )
+                problems.append(Problem(f"stages.{name}", wanted, message))
+        known.update(stage.writes)
+    return problems
+
+
+class StageExecutor:
+    """Runs stages over a state of named values.
+
+    A component is built on first use and freed after the last stage that requests it (`keep="last_use"`) or at the end
+    (`keep="run"`). A value is dropped after its last reader; one that is a `Stream` holds the components of the stage
+    that makes it until then.
+    """
+
+    def __init__(
+        self, source: PartSource, display: Display, meter: Callable[[], Meter], keep: str = "last_use"
+    ) -> None:
+        self.records: dict[str, StageRecord] = {}
+        self._source = source
+        self._display = display
+        self._new_meter = meter
+        self._keep = keep
+        self._built: dict[str, Any] = {}
+        self._held: dict[str, set[str]] = {}  # a stream's name in the state -> the components it needs
+
+    def run(
+        self,
+        stages: Mapping[str, Stage],
+        state: dict[str, Any],
+        folder: Path,
+        record: Callable[[str, torch.Tensor], None] | None = None,
+    ) -> dict[str, Any]:
+        """Run `stages` in order on `state`; returns the values that no stage has taken.
+
+        Stages write files into `folder`, and hand intermediate results to `record` if it is given.
+        """
+        self.records = {name: StageRecord() for name in stages}
+        ordered = list(stages.items())
+        try:
+            for position, (name, stage) in enumerate(ordered):
+                rest = [later for _, later in ordered[position + 1 :]]
+                self._run_stage(name, stage, rest, state, RunContextMaker(folder, record))
+                self._drop_values(stage, rest, state)
+                self._free(keeping=self._needed(rest))
+        finally:
+            self._held.clear()
+            self._free(keeping=set())
+        return state
+
+    def _run_stage(
+        self, name: str, stage: Stage, rest: Sequence[Stage], state: dict[str, Any], make_context: RunContextMaker
+    ) -> None:
+        entry = self.records[name]
+        with self._new_meter() as memory, self._display.stage(name, memory) as progress:
+            started = time.perf_counter()
+            parts = self._parts(stage, rest)
+            loaded = time.perf_counter()
+            inputs = {key: self._counted(state[key], entry, memory) for key in stage.reads}
+            written = stage.run(inputs, parts, make_context(progress))
+            entry.load_seconds = loaded - started
+            entry.seconds += time.perf_counter() - loaded
+        entry.peak_bytes = max(entry.peak_bytes, memory.peak_bytes)
+        entry.details = stage.describe()
+        assert set(written) == set(stage.writes), f"stage {name} wrote {sorted(written)}, not {sorted(stage.writes)}"
+        for key, value in written.items():
+            if isinstance(value, Stream):
+                value.made_by = entry
+                self._held[key] = {request.name for request in stage.parts}
+        state.update(written)
+
+    def _parts(self, stage: Stage, rest: Sequence[Stage]) -> dict[str, Any]:
+        parts = {}
+        for request in stage.parts:
+            part = self._built.get(request.name)
+            if part is None:
+                part = self._built[request.name] = self._source.build(request)
+            later = [other for following in rest for other in following.parts if other.name == request.name]
+            self._source.adapt(part, request, later)
+            parts[request.name] = part
+        return parts
+
+    def _counted(self, value: Any, reader: StageRecord, memory: Meter) -> Any:
+        """A stream is made while its reader runs: count the time and memory of its pieces where they belong."""
+        return Stream(self._pieces(value, reader, memory)) if isinstance(value, Stream) else value
+
+    def _pieces(self, stream: Stream, reader: StageRecord, memory: Meter) -> Iterator[Any]:
+        maker = stream.made_by
+        while True:
+            started = time.perf_counter()
+            piece = next(stream, None)
+            seconds = time.perf_counter() - started
+            maker.seconds += seconds
+            reader.seconds -= seconds
+            maker.peak_bytes = max(maker.peak_bytes, memory.peak_bytes)
+            if piece is None:
+                return
+            yield piece
+
+    def _drop_values(self, done: Stage, rest: Sequence[Stage], state: dict[str, Any]) -> None:
+        wanted = {key for stage in rest for key in stage.reads}
+        for key in set(done.reads) - wanted:
+            state.pop(key, None)
+            self._held.pop(key, None)
+
+    def _needed(self, rest: Sequence[Stage]) -> set[str]:
+        if self._keep == "run":
+            return set(self._built)
+        requested = {request.name for stage in rest for request in stage.parts}
+        return requested.union(*self._held.values())
+
+    def _free(self, keeping: set[str]) -> None:
+        freed = [name for name in self._built if name not in keeping]
+        for name in freed:
+            del self._built[name]
+        if freed:
+            self._source.released(freed)
+
+
+@dataclass(frozen=True)
+class RunContextMaker:
+    """What every stage of a run is told, less its own progress entry."""
+
+    folder: Path
+    record: Callable[[str, torch.Tensor], None] | None
+
+    def __call__(self, progress: StepProgress) -> RunContext:
+        record = self.record or (lambda name, tensor: None)
+        return RunContext(self.folder, progress, record, records=self.record is not None)

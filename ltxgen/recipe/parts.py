@@ -1,0 +1,53 @@
+"""Components as the executor wants them: loaded from the plan's artifacts, fitted with LoRAs, freed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.components import TOKENIZER, BuildOptions, artifact_of
+from ltxgen.artifacts.load import load_component, load_tokenizer, tensor_reader
+from ltxgen.artifacts.lora import FusedLoras
+from ltxgen.runtime.memory import free_memory
+from ltxgen.stage.protocol import PartRequest
+
+DISTILLED = "distilled"
+
+
+def lora_artifact(name: str) -> str:
+    """The artifact behind a name in `stages.*.loras`: `distilled` is the model's own, others are the user's."""
+    return "distilled_lora" if name == DISTILLED else f"loras.{name}"
+
+
+class ArtifactParts:
+    """Loads components straight to `device`. LoRAs are fused into the live weights and read back out of the file."""
+
+    def __init__(self, artifacts: Mapping[str, ResolvedArtifact], options: BuildOptions, device: torch.device) -> None:
+        self._artifacts = artifacts
+        self._options = options
+        self._device = device
+        self._fused: dict[str, FusedLoras] = {}
+
+    def build(self, request: PartRequest) -> Any:
+        artifact = self._artifacts[artifact_of(request.name)]
+        if request.name == TOKENIZER:
+            return load_tokenizer(artifact)
+        module = load_component(request.name, artifact, self._device, request.dtype, self._options)
+        # Most runs fuse LoRAs once and never take them out: no copy of the weights is kept, the file still has them.
+        reload = functools.partial(tensor_reader, request.name, artifact, request.dtype, self._options)
+        self._fused[request.name] = FusedLoras(module, keep_original=None, reload=reload)
+        return module
+
+    def adapt(self, part: Any, request: PartRequest, later: Sequence[PartRequest]) -> None:
+        if request.name in self._fused:
+            loras = [(self._artifacts[lora_artifact(name)], strength) for name, strength in request.loras]
+            self._fused[request.name].apply(loras)
+
+    def released(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._fused.pop(name, None)
+        free_memory(self._device)

@@ -1,0 +1,170 @@
+"""The plan: a recipe resolved against this machine, before any weight is read. Data, and what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, ResolvedArtifact
+from ltxgen.artifacts.catalog import LTX23_SPECS, candidate
+from ltxgen.artifacts.check import check_artifacts
+from ltxgen.artifacts.components import BuildOptions, artifact_of
+from ltxgen.artifacts.resolver import Places, resolve_all
+from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+from ltxgen.config.recipe import ArtifactChoice, Recipe
+from ltxgen.diffusion.numerics import Numerics
+from ltxgen.media.files import check_free_space, check_writable
+from ltxgen.media.mp4 import estimated_bytes
+from ltxgen.models.transformer import AttentionByRole
+from ltxgen.recipe.executor import wiring_problems
+from ltxgen.recipe.parts import DISTILLED, lora_artifact
+from ltxgen.runtime.environment import resolve_device, resolve_dtype
+from ltxgen.stage.denoise import NOISE
+from ltxgen.stage.protocol import Setting, Stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken."""
+
+    recipe: Recipe
+    device: torch.device
+    dtype: torch.dtype
+    numerics: Numerics
+    options: BuildOptions
+    stages: Mapping[str, Stage]
+    artifacts: Mapping[str, ResolvedArtifact]
+    specs: Sequence[ArtifactSpec]
+    tried: Mapping[str, Sequence[Attempt]]
+    problems: Sequence[Problem]
+    notes: Sequence[str]
+
+    def require(self) -> Plan:
+        """This plan if it can run; Refusal with everything that is wrong with it if not."""
+        if self.problems:
+            raise Refusal(self.problems)
+        return self
+
+
+def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None) -> Plan:
+    """Resolve and check everything that can be known before weights load; problems stand in the plan."""
+    problems: list[Problem] = []
+    device = _or_note(lambda: resolve_device(recipe.runtime.device), torch.device("cpu"), problems)
+    dtype = _or_note(lambda: resolve_dtype(recipe.runtime.dtype, device), torch.float32, problems)
+    numerics = Numerics.named(recipe.runtime.numerics)
+    setting = Setting(recipe.request, numerics, device, dtype)
+    stages = {name: config.build(name, setting) for name, config in recipe.stages.items()}
+    problems += _unbuilt_problems(recipe)
+    problems += _lora_name_problems(recipe, stages)
+    problems += wiring_problems(stages, given=(NOISE,))
+
+    specs = artifact_specs(recipe, stages)
+    places = Places(folders=recipe.artifacts.folders, download=recipe.artifacts.download)
+    resolution = resolve_all(specs, places, log)
+    problems += resolution.problems
+    attend = recipe.attention.build()
+    roles = AttentionByRole(*(attend for _ in dataclasses.fields(AttentionByRole)))
+    options = BuildOptions(numerics.cross_timestep, roles)
+    checked = check_artifacts(resolution.artifacts, component_names(stages), options)
+    problems += checked.problems
+    setting.artifacts.update(resolution.artifacts)
+
+    shapes: dict[str, Any] = {}
+    for stage in stages.values():
+        problems += stage.infer(shapes)
+    problems += _output_problems(recipe)
+    tried = {**{name: found.tried for name, found in resolution.artifacts.items()}, **resolution.tried}
+    return Plan(
+        recipe,
+        device,
+        dtype,
+        numerics,
+        options,
+        stages,
+        resolution.artifacts,
+        specs,
+        tried,
+        tuple(dict.fromkeys(problems)),
+        checked.notes,
+    )
+
+
+def component_names(stages: Mapping[str, Stage]) -> tuple[str, ...]:
+    """The components that `stages` load, in the order of first use."""
+    return tuple(dict.fromkeys(request.name for stage in stages.values() for request in stage.parts))
+
+
+def artifact_specs(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[ArtifactSpec, ...]:
+    """The artifacts that `stages` need: those of their components, then those of their LoRAs."""
+    loras = dict.fromkeys(name for stage in stages.values() for request in stage.parts for name, _ in request.loras)
+    known = [name for name in loras if name == DISTILLED or name in recipe.artifacts.loras]
+    components = dict.fromkeys(artifact_of(name) for name in component_names(stages))
+    return tuple(_spec(recipe, name) for name in itertools.chain(components, map(lora_artifact, known)))
+
+
+def _spec(recipe: Recipe, name: str) -> ArtifactSpec:
+    owner, _, lora = name.partition(".")
+    choice: ArtifactChoice = recipe.artifacts.loras[lora] if owner == "loras" else getattr(recipe.artifacts, name)
+    published = LTX23_SPECS.get(name)
+    return ArtifactSpec(
+        name=name,
+        candidates=tuple(_candidate(text) for text in choice.candidates),
+        path=choice.path,
+        source="files" if owner == "loras" else recipe.artifacts.source,
+        generation=None if name == "text_encoder" else recipe.model.generation,
+        licence_url=published.licence_url if published else None,
+        gated=bool(published and published.gated),
+        others=published.others if published else (),
+        architecture=recipe.artifacts.architecture,
+    )
+
+
+def _candidate(text: str) -> Any:
+    """`owner/repository[/file][@revision]` as the resolver wants it."""
+    name, _, revision = text.partition("@")
+    owner, repository, *file = name.split("/", 2)
+    return candidate(f"{owner}/{repository}", file[0] if file else "", revision or None)
+
+
+def _or_note(resolve: Callable[[], Any], otherwise: Any, problems: list[Problem]) -> Any:
+    try:
+        return resolve()
+    except Refusal as refusal:
+        problems += refusal.problems
+        return otherwise
+
+
+def _unbuilt_problems(recipe: Recipe) -> list[Problem]:
+    """What the schema has room for and no stage does yet: refused, never ignored."""
+    if not recipe.request.images:
+        return []
+    return [Problem("request.images", MISSING, "image conditioning is not in this version; remove it")]
+
+
+def _lora_name_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:
+    known = (DISTILLED, *recipe.artifacts.loras)
+    return [
+        Problem(
+            f"stages.{name}.loras.{lora}",
+            strength,
+            f"no such LoRA; name its file with artifacts.loras.{lora}.path=FILE{did_you_mean(lora, known)}",
+        )
+        for name, stage in stages.items()
+        for request in stage.parts
+        for lora, strength in request.loras
+        if lora not in known
+    ]
+
+
+def _output_problems(recipe: Recipe) -> list[Problem]:
+    folder = Path(recipe.output.dir).expanduser()
+    request = recipe.request
+    needed = estimated_bytes(request.num_frames, request.height, request.width)
+    wrong = check_writable(folder) or check_free_space(folder, needed)
+    return [Problem("output.dir", recipe.output.dir, wrong)] if wrong else []

@@ -1,0 +1,70 @@
+"""A plan as text: the run's stages, files and sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ltxgen.artifacts.hub import shown_size
+from ltxgen.recipe.plan import Plan
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print what would run, where each file comes from and what was passed over, and the notes."""
+    request = plan.recipe.request
+    seconds = float(request.num_frames / request.fps)
+    console.print(
+        f"[bold]{plan.recipe.name}[/]: {request.width}x{request.height}, {request.num_frames} frames at {request.fps} "
+        f"per second ({seconds:.2f} s), seed {request.seed}\n"
+        f"{plan.device}, {str(plan.dtype).removeprefix('torch.')}, numerics {plan.numerics.name}, attention "
+        f"{plan.recipe.attention.kind}, parallel {plan.recipe.parallel.kind}"
+    )
+    console.print(_stages(plan))
+    console.print(_artifacts(plan))
+    for note in plan.notes:
+        console.print(f"note: {note}")
+
+
+def _stages(plan: Plan) -> Table:
+    table = Table("stage", "reads", "writes", "components", "what")
+    broken = {problem.path.split(".")[1] for problem in plan.problems if problem.path.startswith("stages.")}
+    sizes_known = not any(problem.path.startswith("request.") for problem in plan.problems)
+    for name, stage in plan.stages.items():
+        described = stage.describe() if sizes_known and name not in broken else {}
+        parts = [request.name for request in stage.parts]
+        what = "; ".join(text for key, value in described.items() if (text := _described(key, value)))
+        table.add_row(name, "\n".join(stage.reads), "\n".join(stage.writes), "\n".join(parts), what)
+    return table
+
+
+def _described(key: str, value: Any) -> str:
+    if key == "sigmas":
+        return f"{len(value) - 1} steps from {value[0]:.4g}"
+    if key == "passes":
+        each = f"{value[0]} passes a step" if len(set(value)) == 1 else f"{value} passes a step"
+        return f"{each}, {sum(value)} in all"
+    if key == "prompts":
+        return f"{len(value)} prompts"
+    if isinstance(value, dict):
+        return f"{key} " + ", ".join(f"{name} {item}" for name, item in value.items()) if value else ""
+    if isinstance(value, list):
+        return f"{key} {', '.join(map(str, value))}"
+    return f"{key} {value}"
+
+
+def _artifacts(plan: Plan) -> Table:
+    table = Table("artifact", "candidate", "where", "taken?")
+    for spec in plan.specs:
+        found = plan.artifacts.get(spec.name)
+        for attempt in plan.tried.get(spec.name, ()):
+            label = attempt.candidate.label if attempt.candidate else "path"
+            table.add_row(spec.name, label, attempt.place, f"no: {attempt.why_not}")
+        if found is not None:
+            name = str(found.path) if found.path else f"{plan.recipe.artifacts.architecture} (random weights)"
+            size = f" ({shown_size(found.size)})" if found.path else ""
+            table.add_row(spec.name, f"{name}{size}", found.place, f"[bold]yes[/]: {found.reason}")
+        elif not plan.tried.get(spec.name):
+            table.add_row(spec.name, spec.path or "none", "", "no: see the problems")
+    return table

@@ -1,0 +1,1 @@
+"""Samplers, one kind a file, and the protocol they follow."""

@@ -1,0 +1,55 @@
+"""Euler: first order, one evaluation a step.
+
+The official `EulerDiffusionStep` (ltx_core/components/diffusion_steps.py): fp32 arithmetic, with velocity and latents
+each rounded to the run's dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+from torch import Tensor
+
+from ltxgen.diffusion.latents import LatentState, blend_clean, to_velocity
+from ltxgen.diffusion.pair import Pair
+from ltxgen.registry import register
+from ltxgen.sampler.protocol import Denoise, OnStep
+
+
+@register("sampler", "euler")
+@dataclass(frozen=True)
+class EulerConfig:
+    """Nothing to choose."""
+
+    def build(self) -> Euler:
+        return Euler()
+
+
+class Euler:
+    """x at the next sigma = x + v·(next sigma - sigma), with v towards the predicted x0."""
+
+    def num_evaluations(self, num_steps: int) -> int:
+        return num_steps
+
+    def sample(
+        self, states: Pair[LatentState], sigmas: Tensor, denoise: Denoise, on_step: OnStep | None = None
+    ) -> Pair[LatentState]:
+        for step, (sigma, next_sigma) in enumerate(pairwise(sigmas.tolist())):
+            x0 = denoise(states, sigma, step)
+            states = states.map(partial(_advance, sigma=sigma, next_sigma=next_sigma), x0)
+            if on_step is not None:
+                on_step(step, states)
+        return states
+
+
+def _advance(state: LatentState, x0: Tensor, sigma: float, next_sigma: float) -> LatentState:
+    return state.with_(latents=euler_step(state.latents, blend_clean(x0, state), sigma, next_sigma))
+
+
+def euler_step(latents: Tensor, x0: Tensor, sigma: float, next_sigma: float) -> Tensor:
+    """One step of latents (B, T, C) towards x0. The sigmas must be fp32 values, so that their difference is too."""
+    # The official code rounds the velocity on the way; the last step, to sigma 0, is therefore not exactly x0.
+    velocity = to_velocity(latents, x0, sigma)
+    return (latents.float() + velocity.float() * (next_sigma - sigma)).to(latents.dtype)

@@ -1,0 +1,38 @@
+"""What a sampler is: the walk of both modalities down one schedule, given a way to predict clean latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from ltxgen.diffusion.latents import LatentState
+from ltxgen.diffusion.pair import Pair
+
+# (states, sigma, step) -> the guided clean prediction x0 of each modality, tokens in the states' dtype. A sampler that
+# evaluates twice in a step says which step index the second one counts as.
+Denoise = Callable[[Pair[LatentState], float, int], Pair[Tensor]]
+
+# (step, states after it), for progress and recording.
+OnStep = Callable[[int, Pair[LatentState]], None]
+
+
+class Sampler(Protocol):
+    """Takes states noised to `sigmas[0]` to clean ones. Puts given tokens back into each prediction."""
+
+    def num_evaluations(self, num_steps: int) -> int:
+        """How often `denoise` is called in `num_steps` steps."""
+        ...
+
+    def sample(
+        self, states: Pair[LatentState], sigmas: Tensor, denoise: Denoise, on_step: OnStep | None = None
+    ) -> Pair[LatentState]:
+        """The states at `sigmas[-1]`, which is 0; `sigmas` (steps + 1,) is fp32."""
+        ...
+
+
+class SamplerConfig(Protocol):
+    """A sampler's YAML."""
+
+    def build(self) -> Sampler: ...

@@ -1,0 +1,1 @@
+"""Stages: what a recipe is made of, one kind a file."""

@@ -1,0 +1,57 @@
+"""Audio latents -> log-mel -> waveform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ltxgen.config.errors import Problem
+from ltxgen.registry import register
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A waveform (1, 2, samples) in [-1, 1] and its samples per second."""
+
+    waveform: Tensor
+    sample_rate: int
+
+
+@register("stage", "decode_audio")
+@dataclass(frozen=True)
+class DecodeAudioConfig:
+    """`source` names the denoise stage whose sound is kept; null lets `runtime.numerics` choose (base or refine)."""
+
+    source: str | None = None
+
+    def build(self, name: str, setting: Setting) -> DecodeAudio:
+        return DecodeAudio(self, name, setting)
+
+
+class DecodeAudio:
+    """Reads an audio latent (1,8,T,16), writes `<name>.waveform`."""
+
+    def __init__(self, config: DecodeAudioConfig, name: str, setting: Setting) -> None:
+        self.source = config.source or setting.numerics.decoded_audio
+        self.reads = (f"{self.source}.audio",)
+        self.writes = (f"{name}.waveform",)
+        vocoder_dtype = setting.numerics.vocoder_dtype or setting.dtype
+        self.parts = (PartRequest("audio_decoder", setting.dtype), PartRequest("vocoder", vocoder_dtype))
+
+    def infer(self, shapes: dict[str, Any]) -> list[Problem]:
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": self.source}
+
+    def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
+        decoder, vocoder = parts["audio_decoder"], parts["vocoder"]
+        mel = decoder(state[self.reads[0]])
+        waveform = vocoder(mel.to(next(vocoder.parameters()).dtype)).float()
+        context.record("audio.mel", mel)
+        context.record("audio.waveform", waveform)
+        return {self.writes[0]: Sound(waveform, vocoder.sampling_rate)}

@@ -1,0 +1,267 @@
+"""The guided denoising loop: from noise, or from a latent noised again, to a clean video and audio latent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ltxgen.artifacts.safetensors_file import BadFile
+from ltxgen.config.errors import MISSING, Problem
+from ltxgen.config.schema import Check, Kind, PositiveFraction
+from ltxgen.diffusion.context import Context, Contexts
+from ltxgen.diffusion.grids import AudioGrid, VideoGrid
+from ltxgen.diffusion.latents import LatentState, apply_noise, to_denoised
+from ltxgen.diffusion.noise import NoiseSource
+from ltxgen.diffusion.pair import Pair
+from ltxgen.diffusion.positions import audio_positions, video_positions
+from ltxgen.diffusion.sigmas import MIN_STEPS, ltx_sigmas, sigmas_problem
+from ltxgen.guidance.protocol import Guidance, Pass
+from ltxgen.models.transformer import ModalityInput, Transformer, TransformerConfig
+from ltxgen.registry import register
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+
+Steps = Annotated[int, Check(f"must be at least {MIN_STEPS}", lambda steps: steps >= MIN_STEPS)]
+NOISE = "noise"  # the run's generator, which every denoise stage draws from in turn
+
+
+@register("stage", "denoise")
+@dataclass(frozen=True)
+class DenoiseConfig:
+    """A schedule (`steps`, or `sigmas` themselves), a sampler, a guidance, LoRAs, and where to start from.
+
+    `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
+    from noise.
+    """
+
+    sampler: Annotated[Any, Kind("sampler")]
+    guidance: Annotated[Any, Kind("guidance")]
+    context: str
+    scale: PositiveFraction = Fraction(1)
+    steps: Steps | None = None
+    sigmas: tuple[float, ...] | None = None
+    loras: dict[str, float] = field(default_factory=dict)
+    video: str | None = None
+    audio: str | None = None
+
+    def build(self, name: str, setting: Setting) -> Denoise:
+        return Denoise(self, name, setting)
+
+
+class Denoise:
+    """Writes `<name>.video` (1,C,F,H,W) and `<name>.audio` (1,C,T,M), normalised latents."""
+
+    def __init__(self, config: DenoiseConfig, name: str, setting: Setting) -> None:
+        self.config = config
+        self.name = name
+        self.setting = setting
+        sources = (config.video, config.audio)
+        self.reads = (NOISE, config.context, *(source for source in sources if source is not None))
+        self.writes = (NOISE, f"{name}.video", f"{name}.audio")
+        self.parts = (PartRequest("transformer", setting.dtype, tuple(config.loras.items())),)
+        self.guidance: Guidance = config.guidance.build(setting.numerics)
+        self.sampler = config.sampler.build()
+
+    @property
+    def sigmas(self) -> Tensor:
+        """(steps + 1,) fp32 on the CPU."""
+        if self.config.sigmas is not None:
+            return torch.tensor(self.config.sigmas, dtype=torch.float32)
+        assert self.config.steps is not None, "infer refuses a stage without a schedule"
+        return ltx_sigmas(self.config.steps)
+
+    @property
+    def grids(self) -> Pair[Any]:
+        request = self.setting.request
+        return Pair(
+            VideoGrid.from_pixels(request.num_frames, self._scaled(request.height), self._scaled(request.width)),
+            AudioGrid.from_video(request.num_frames, request.fps),
+        )
+
+    def infer(self, shapes: dict[str, Any]) -> list[Problem]:
+        problems = [*self._schedule_problems(), *self._size_problems(), *self._guidance_problems(shapes)]
+        if problems:
+            return problems
+        video, audio = self.grids.video, self.grids.audio
+        wanted = (video.frames, video.height, video.width)
+        given = shapes.get(self.config.video or "", wanted)
+        if given != wanted:
+            message = (
+                f"holds {_by(given)} latents (frames x height x width), and at scale {self.config.scale} this stage "
+                f"works on {_by(wanted)}; match its scale to the upscaler"
+            )
+            problems.append(Problem(f"stages.{self.name}.video", self.config.video, message))
+        if audio.frames < 1:
+            problems.append(
+                Problem("request.fps", self.setting.request.fps, "too high: the sound would have no length")
+            )
+        shapes[f"{self.name}.video"] = wanted
+        shapes[f"{self.name}.audio"] = (audio.frames,)
+        return problems
+
+    def describe(self) -> dict[str, Any]:
+        num_steps = len(self.sigmas) - 1
+        return {
+            "sigmas": self.sigmas.tolist(),
+            "passes": [len(self.guidance.passes(step)) for step in range(num_steps)],
+            "loras": dict(self.config.loras),
+            "tokens": {"video": self.grids.video.num_tokens, "audio": self.grids.audio.num_tokens},
+        }
+
+    def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
+        sigmas = self.sigmas
+        context.record(f"{self.name}.sigmas", sigmas)
+        states = self._initial_states(state, sigmas[0].item(), context)
+        denoiser = Denoiser(self, parts["transformer"], state[self.config.context], states, context)
+        context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
+        states = self.sampler.sample(states, sigmas, denoiser)
+        final = self.grids.map(lambda grid, state: grid.unpatchify(state.without_appended().latents), states)
+        context.record(f"{self.name}.final.video", final.video)
+        context.record(f"{self.name}.final.audio", final.audio)
+        return {NOISE: state[NOISE], f"{self.name}.video": final.video, f"{self.name}.audio": final.audio}
+
+    def _initial_states(self, state: Mapping[str, Any], sigma: float, context: RunContext) -> Pair[LatentState]:
+        """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""
+        request, numerics = self.setting.request, self.setting.numerics
+        source: NoiseSource = state[NOISE]
+        positions_dtype = numerics.video_position_dtype or self.setting.dtype
+        positions = Pair(
+            video_positions(self.grids.video, request.fps, positions_dtype), audio_positions(self.grids.audio)
+        )
+
+        def start(grid: Any, name: str | None, bounds: Tensor, modality: str) -> LatentState:
+            if name is None:
+                shape = (1, grid.num_tokens, grid.token_width)
+                tokens = torch.zeros(shape, dtype=self.setting.dtype, device=self.setting.device)
+            else:
+                tokens = grid.patchify(state[name])
+            noise = source.draw(tokens.shape)
+            clean = LatentState.from_tokens(tokens, bounds.to(self.setting.device))
+            noised = apply_noise(clean, noise, sigma, numerics)
+            context.record(f"{self.name}.noise.{modality}", noise)
+            context.record(f"{self.name}.noised.{modality}", noised.latents)
+            context.record(f"{self.name}.positions.{modality}", noised.positions)
+            return noised
+
+        names = Pair(self.config.video, self.config.audio)
+        return Pair(
+            start(self.grids.video, names.video, positions.video, "video"),
+            start(self.grids.audio, names.audio, positions.audio, "audio"),
+        )
+
+    def _scaled(self, pixels: int) -> int:
+        return int(pixels * self.config.scale)
+
+    def _schedule_problems(self) -> list[Problem]:
+        where = f"stages.{self.name}"
+        if (self.config.steps is None) == (self.config.sigmas is None):
+            return [Problem(f"{where}.steps", self.config.steps, f"set either it or {where}.sigmas, the other to null")]
+        wrong = self.config.sigmas is not None and sigmas_problem(self.config.sigmas)
+        return [Problem(f"{where}.sigmas", list(self.config.sigmas or ()), wrong)] if wrong else []
+
+    def _size_problems(self) -> list[Problem]:
+        """Height and width must fall on whole latents at this stage's scale."""
+        multiple = Fraction(VideoGrid.spatial_factor) / self.config.scale
+        multiple = multiple.numerator  # whole pixels that stay whole latents: 32 at scale 1, 64 at 1/2, 48 at 2/3
+        problems = []
+        for name in ("height", "width"):
+            value = getattr(self.setting.request, name)
+            if value % multiple:
+                below = value // multiple * multiple
+                nearest = " and ".join(str(size) for size in (below, below + multiple) if size)
+                message = f"must be a multiple of {multiple} for stage {self.name}; the nearest are {nearest}"
+                problems.append(Problem(f"request.{name}", value, message))
+        return problems
+
+    def _guidance_problems(self, shapes: Mapping[str, Any]) -> list[Problem]:
+        passes = self.guidance.passes(0)
+        where = f"stages.{self.name}.guidance"
+        problems = []
+        known = shapes.get(self.config.context, ())
+        if known and any(each.context not in known for each in passes):
+            problems.append(Problem(where, MISSING, "needs the negative prompt, which the prompt stage leaves out"))
+        checkpoint = self.setting.artifacts.get("checkpoint")
+        if checkpoint is None:
+            return problems
+        if checkpoint.is_distilled and len(passes) > 1:
+            message = (
+                f"{checkpoint.file} is distilled and runs without guidance, which would add grain; use the dev "
+                "checkpoint, or guidance `none` in this stage"
+            )
+            problems.append(Problem(where, self.config.guidance.kind, message))
+        try:
+            num_blocks = TransformerConfig.from_metadata(checkpoint.config).num_layers
+        except (BadFile, ValueError):
+            return problems  # the checkpoint's own check says what is wrong with it
+        return problems + (self.config.guidance.problems(where, num_blocks) if len(passes) > 1 else [])
+
+
+class Denoiser:
+    """Predicts the guided clean latents of a step: the sampler's only view of the model."""
+
+    def __init__(
+        self,
+        stage: Denoise,
+        transformer: Transformer,
+        contexts: Contexts,
+        states: Pair[LatentState],
+        context: RunContext,
+    ) -> None:
+        self.name = stage.name
+        self.guidance = stage.guidance
+        self.transformer = transformer
+        self.contexts = contexts
+        self.context = context
+        self.previous: Pair[Tensor] | None = None
+        self.calls = 0
+        # Tokens that share one timestep are modulated by one row.
+        self.uniform = states.map(lambda state: bool((state.denoise_mask == 1).all()))
+
+    def __call__(self, states: Pair[LatentState], sigma: float, step: int) -> Pair[Tensor]:
+        passes = self.guidance.passes(step)
+        results = [self._predict(each, states, sigma, number, len(passes)) for number, each in enumerate(passes)]
+        guided = self.guidance.combine(results, step, self.previous)
+        self._record(f"call{self.calls:03d}.x0", guided)
+        self.previous = guided
+        self.calls += 1
+        self.context.progress.advance()
+        return guided
+
+    def _predict(self, each: Pass, states: Pair[LatentState], sigma: float, number: int, total: int) -> Pair[Tensor]:
+        self.context.progress.note(f"pass {number + 1}/{total} ({each.name})")
+        prompt: Context | None = getattr(self.contexts, each.context)
+        assert prompt is not None, "infer refuses a guidance whose contexts are not encoded"
+        texts = Pair(prompt.video, prompt.audio)
+        timesteps = self.uniform.map(lambda uniform, state: self._timesteps(uniform, state, sigma), states)
+
+        def modality(state: LatentState, text: Tensor, times: Tensor, enabled: bool) -> ModalityInput:
+            level = torch.full((1,), sigma, dtype=torch.float32, device=state.latents.device)
+            return ModalityInput(state.latents, times, level, state.positions, text, enabled=enabled)
+
+        inputs = states.map(modality, texts, timesteps, each.enabled)
+        velocities = Pair(*self.transformer(inputs.video, inputs.audio, each.perturbation))
+
+        def denoised(state: LatentState, velocity: Tensor | None, times: Tensor) -> Tensor | None:
+            return None if velocity is None else to_denoised(state.latents, velocity, times)
+
+        x0 = states.map(denoised, velocities, timesteps)
+        if self.calls == 0:
+            self._record(f"call000.forward{number}", x0)
+        return x0
+
+    def _timesteps(self, uniform: bool, state: LatentState, sigma: float) -> Tensor:
+        return state.timesteps(sigma)[:, :1] if uniform else state.timesteps(sigma)
+
+    def _record(self, name: str, values: Pair[Tensor]) -> None:
+        for modality in ("video", "audio"):
+            value = getattr(values, modality)
+            if value is not None:
+                self.context.record(f"{self.name}.{name}.{modality}", value)
+
+
+def _by(sizes: tuple[int, ...]) -> str:
+    return "x".join(map(str, sizes))

@@ -1,0 +1,69 @@
+"""Prompt -> tokens -> Gemma's hidden states -> features -> connectors -> contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ltxgen.config.errors import Problem
+from ltxgen.diffusion.context import Context, Contexts
+from ltxgen.registry import register
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+
+
+@register("stage", "encode_prompt")
+@dataclass(frozen=True)
+class EncodePromptConfig:
+    """`negative: false` leaves the negative prompt out, for recipes without guidance."""
+
+    negative: bool = True
+
+    def build(self, name: str, setting: Setting) -> EncodePrompt:
+        return EncodePrompt(self, name, setting)
+
+
+class EncodePrompt:
+    """Writes `<name>.context`."""
+
+    reads = ()
+
+    def __init__(self, config: EncodePromptConfig, name: str, setting: Setting) -> None:
+        self.prompts = {"positive": setting.request.prompt}
+        if config.negative:
+            self.prompts["negative"] = negative_prompt(setting)
+        self.device = setting.device
+        self.writes = (f"{name}.context",)
+        names = ("tokenizer", "text_encoder", "text_projection", "video_connector", "audio_connector")
+        self.parts = tuple(PartRequest(part, setting.dtype) for part in names)
+
+    def infer(self, shapes: dict[str, Any]) -> list[Problem]:
+        shapes[self.writes[0]] = frozenset(self.prompts)
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        return {"prompts": dict(self.prompts)}
+
+    def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
+        context.progress.begin(len(self.prompts), unit="prompt")
+        encoded = {}
+        for which, prompt in self.prompts.items():
+            encoded[which] = self._encode(prompt, parts)
+            context.record(f"context.video.{which}", encoded[which].video)
+            context.record(f"context.audio.{which}", encoded[which].audio)
+            context.progress.advance()
+        return {self.writes[0]: Contexts(encoded["positive"], encoded.get("negative"))}
+
+    def _encode(self, prompt: str, parts: Mapping[str, Any]) -> Context:
+        ids, mask = (tensor.to(self.device) for tensor in parts["tokenizer"](prompt))
+        hidden = parts["text_encoder"](ids, mask)
+        video, audio = parts["text_projection"](hidden, mask)
+        return Context(parts["video_connector"](video, mask), parts["audio_connector"](audio, mask))
+
+
+def negative_prompt(setting: Setting) -> str:
+    """The request's own negative prompt, or the default one led by the tags that the numerics add."""
+    request, tags = setting.request, setting.numerics.negative_prompt_tags
+    if request.negative_prompt is not None:
+        return request.negative_prompt
+    return ", ".join((*tags, request.default_negative_prompt))

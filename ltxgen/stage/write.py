@@ -1,0 +1,78 @@
+"""Frames and sound -> video.mp4 and contact_sheet.png."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+
+from ltxgen.config.errors import MISSING, Problem
+from ltxgen.config.schema import Check
+from ltxgen.media.images import ContactSheet
+from ltxgen.media.mp4 import Mp4Settings, Mp4Writer, check_encoders
+from ltxgen.registry import register
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+
+Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+]
+
+
+@register("stage", "write")
+@dataclass(frozen=True)
+class WriteConfig:
+    """H.264 by libx264 (`crf` from 0, lossless, to 51) and AAC."""
+
+    frames: str
+    waveform: str
+    crf: Annotated[int, Check("must be between 0 (lossless) and 51", lambda crf: 0 <= crf <= 51)] = 19
+    preset: Preset = "veryfast"
+
+    def build(self, name: str, setting: Setting) -> Write:
+        return Write(self, name, setting)
+
+
+class Write:
+    """Reads frames and sound, writes files only."""
+
+    writes = ()
+    parts: tuple[PartRequest, ...] = ()
+
+    def __init__(self, config: WriteConfig, name: str, setting: Setting) -> None:
+        self.config = config
+        self.name = name
+        self.request = setting.request
+        self.reads = (config.frames, config.waveform)
+
+    def infer(self, shapes: dict[str, Any]) -> list[Problem]:
+        missing = check_encoders()
+        if missing:
+            what = f"this PyAV has no encoder for {', '.join(missing)}; reinstall it from PyPI (`pip install av`)"
+            return [Problem(f"stages.{self.name}", MISSING, what)]
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        return {"files": ["video.mp4", "contact_sheet.png"]}
+
+    def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
+        frames, sound = state[self.config.frames], state[self.config.waveform]
+        sheet = ContactSheet(self.request.num_frames, self.request.fps)
+        settings = Mp4Settings(crf=self.config.crf, preset=self.config.preset)
+        context.progress.begin(self.request.num_frames, unit="frame")
+        recorded = []
+        with Mp4Writer(context.folder / "video.mp4", self.request.fps, settings) as writer:
+            for chunk in frames:
+                chunk = chunk.cpu()
+                writer.write_frames(chunk)
+                sheet.add_frames(chunk)
+                if context.records:
+                    recorded.append(chunk)
+                context.progress.advance(len(chunk))
+            writer.write_audio(sound.waveform, sound.sample_rate)
+        sheet.set_audio(sound.waveform, sound.sample_rate)
+        sheet.save(context.folder / "contact_sheet.png")
+        if recorded:
+            context.record("frames", torch.cat(recorded))
+        return {}
