@@ -157,7 +157,10 @@ def _plan(config: Mapping[str, Any]) -> None:
     from ltxgen.recipe.show import show_plan
 
     plan = make_plan(parse_recipe(config))
-    show_plan(plan, Console(highlight=False))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a file or pipe has no width to respect
+    show_plan(plan, console)
     plan.require()
 
 

@@ -120,6 +120,8 @@ class StageExecutor:
             loaded = time.perf_counter()
             inputs = {key: self._counted(state[key], entry, memory) for key in stage.reads}
             written = stage.run(inputs, parts, make_context(progress))
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # what the stage queued is its own time
             entry.load_seconds = loaded - started
             entry.seconds += time.perf_counter() - loaded
         entry.peak_bytes = max(entry.peak_bytes, memory.peak_bytes)

@@ -10,8 +10,9 @@ import torch
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import TOKENIZER, BuildOptions, artifact_of
-from ltxgen.artifacts.load import load_component, load_tokenizer, tensor_reader
+from ltxgen.artifacts.load import load_component, tensor_reader
 from ltxgen.artifacts.lora import FusedLoras
+from ltxgen.artifacts.tokenizer import load_tokenizer
 from ltxgen.runtime.memory import free_memory
 from ltxgen.stage.protocol import PartRequest
 

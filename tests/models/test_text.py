@@ -377,6 +377,8 @@ def test_gemma_keys_of_every_layout_map_to_the_state_dict() -> None:
 def test_other_text_encoders_are_refused() -> None:
     with pytest.raises(ValueError, match="'llama'"):
         GemmaTextEncoder({"model_type": "llama"})
+    with pytest.raises(ValueError, match="use_bidirectional_attention"):
+        GemmaTextEncoder(TINY_GEMMA_TEXT | {"use_bidirectional_attention": True})
 
 
 CORPUS = ["a red fox runs over the snow", "the sea at night, slow waves", "a choir sings in a stone church"] * 4

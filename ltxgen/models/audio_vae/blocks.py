@@ -97,7 +97,5 @@ class PerChannelStatistics(nn.Module):
 
 
 def norm_silu(x: Tensor) -> Tensor:
-    """SiLU(x / sqrt(mean over channels of x² + 1e-6)); the norm runs in fp32 whatever the dtype of `x`."""
-    wide = x.float()
-    scale = wide.square().mean(dim=1, keepdim=True).add_(PIXEL_NORM_EPS).rsqrt_()
-    return F.silu((wide * scale).to(x.dtype))
+    """SiLU(x / sqrt(mean over channels of x² + 1e-6)), rounded to the dtype of `x` at each step as the official code."""
+    return F.silu(x / (x.square().mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt())

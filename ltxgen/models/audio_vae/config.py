@@ -20,7 +20,6 @@ class AudioVAEConfig:
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 4)
     num_res_blocks: int = 2
-    double_z: bool = True
 
     @classmethod
     def from_metadata(cls, config: Mapping[str, Any]) -> Self:
@@ -43,6 +42,7 @@ class AudioVAEConfig:
             ("model.params.ddconfig.norm_type", network.get("norm_type", "pixel"), "pixel"),
             ("model.params.ddconfig.causality_axis", network.get("causality_axis", "height"), "height"),
             ("model.params.ddconfig.mid_block_add_attention", network.get("mid_block_add_attention", True), False),
+            ("model.params.ddconfig.double_z", network.get("double_z", True), True),
             ("model.params.ddconfig.resamp_with_conv", network.get("resamp_with_conv", True), True),
             ("model.params.ddconfig.out_ch", network.get("out_ch", 2), audio_channels),
             ("preprocessing.stft.causal", stft.get("causal", True), True),
@@ -72,7 +72,6 @@ class AudioVAEConfig:
             base_channels=network.get("ch", 128),
             channel_multipliers=multipliers,
             num_res_blocks=network.get("num_res_blocks", 2),
-            double_z=network.get("double_z", True),
         )
 
     @property

@@ -38,7 +38,7 @@ class AudioEncoder(nn.Module):
         )
         self.mid = MidBlock(widths[-1])
         # The second half, a log-variance, is never read.
-        self.conv_out = CausalConv2d(widths[-1], config.latent_channels * (2 if config.double_z else 1))
+        self.conv_out = CausalConv2d(widths[-1], 2 * config.latent_channels)
         self.per_channel_statistics = PerChannelStatistics(config.latent_channels, config.latent_mel_bins)
 
     def forward(self, log_mel: Tensor) -> Tensor:

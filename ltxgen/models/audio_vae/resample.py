@@ -30,18 +30,22 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int, *, padding: s
 
     samples = waveform.shape[-1]
     padded = F.pad(waveform.reshape(-1, 1, samples), (reach, reach + source), mode=padding)
-    # One output channel per phase; interleaving them gives the output in order.
-    phases = F.conv1d(padded, kernels.to(waveform)[:, None], stride=source)
+    # One output channel per phase; interleaving them gives the output in order. The level is restored afterwards, as a
+    # filter over zero-stuffed samples does it: in bf16 another order rounds differently from the official skip path.
+    phases = target * F.conv1d(padded, kernels.to(waveform)[:, None], stride=source)
     resampled = phases.transpose(1, 2).flatten(1)[:, : math.ceil(samples * target / source)]
     return resampled.unflatten(0, waveform.shape[:-1])
 
 
 def _sinc_kernels(source: int, target: int) -> tuple[Tensor, int]:
-    """One Hann-windowed sinc per output phase, (target, 2·reach + source) fp64, and its reach in input samples."""
+    """One Hann-windowed sinc per output phase, (target, 2·reach + source) fp64, and its reach in input samples.
+
+    All phases together sum to one.
+    """
     bandwidth = ROLLOFF * min(source, target) / source
     reach = math.ceil(ZERO_CROSSINGS / bandwidth)
     offsets = torch.arange(-reach, reach + source, dtype=torch.float64)
     phases = torch.arange(target, dtype=torch.float64) * source / target
     t = ((offsets - phases[:, None]) * bandwidth).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
     window = torch.cos(t * (math.pi / (2 * ZERO_CROSSINGS))).square()
-    return bandwidth * torch.sinc(t) * window, reach
+    return bandwidth / target * torch.sinc(t) * window, reach

@@ -57,7 +57,9 @@ class GemmaTextEncoder(nn.Module):
         """
         self.materialize_buffers(ids.device)
         allowed = causal_mask(mask)
-        allowed_in_window = allowed & ~allowed.tril(-self.model.config.sliding_window)
+        window = self.model.config.sliding_window
+        assert window is not None
+        allowed_in_window = allowed & ~allowed.tril(-window)
         output = self.model(
             input_ids=ids,
             attention_mask={"full_attention": allowed, "sliding_attention": allowed_in_window},
@@ -81,7 +83,7 @@ class GemmaTextEncoder(nn.Module):
                 if name.startswith("rotary_emb"):  # one in transformers 5, global and local in 4.57
                     setattr(self.model, name, type(module)(module.config).to(device))
             scale = torch.tensor(self.model.config.hidden_size**0.5, dtype=torch.float32)
-            self.model.embed_tokens.embed_scale = scale.to(device)
+            self.model.embed_tokens.register_buffer("embed_scale", scale.to(device), persistent=False)
 
 
 def causal_mask(mask: Tensor) -> Tensor:
@@ -101,6 +103,8 @@ def text_config(config: Mapping[str, Any]) -> Gemma3TextConfig:
     model_type = text.get("model_type", "gemma3_text")
     if model_type != "gemma3_text":
         raise ValueError(f"text encoder model_type = {model_type!r}: must be 'gemma3' or 'gemma3_text' (Gemma 3)")
+    if text.get("use_bidirectional_attention"):
+        raise ValueError("text encoder use_bidirectional_attention = true: must be false, LTX encodes causally")
     parsed = Gemma3TextConfig(**_portable_rope(text))
     parsed._attn_implementation = "sdpa"
     return parsed

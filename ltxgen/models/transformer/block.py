@@ -86,24 +86,23 @@ class TransformerBlock(nn.Module):
 
     def forward(self, hidden: Hidden, inputs: BlockInputs, perturbation: BlockPerturbation) -> Hidden:
         video, audio = hidden
-        if inputs.video is not None and inputs.video.enabled:
-            video = self._attend_self(video, inputs.video, self.attn1, self.scale_shift_table, perturbation.video_self)
-            video = self._attend_text(
-                video, inputs.video, self.attn2, self.scale_shift_table, self.prompt_scale_shift_table
-            )
-        if inputs.audio is not None and inputs.audio.enabled:
-            audio = self._attend_self(
-                audio, inputs.audio, self.audio_attn1, self.audio_scale_shift_table, perturbation.audio_self
-            )
-            audio = self._attend_text(
-                audio, inputs.audio, self.audio_attn2, self.audio_scale_shift_table, self.audio_prompt_scale_shift_table
-            )
-        if inputs.video is not None and inputs.audio is not None and perturbation.across is not False:
-            video, audio = self._attend_across(video, audio, inputs.video, inputs.audio, perturbation.across)
-        if inputs.video is not None and inputs.video.enabled:
-            video = self._feed_forward(video, inputs.video, self.ff, self.scale_shift_table)
-        if inputs.audio is not None and inputs.audio.enabled:
-            audio = self._feed_forward(audio, inputs.audio, self.audio_ff, self.audio_scale_shift_table)
+        video_stream, audio_stream = inputs
+        if video is not None and video_stream is not None and video_stream.enabled:
+            table = self.scale_shift_table
+            video = self._attend_self(video, video_stream, self.attn1, table, perturbation.video_self)
+            video = self._attend_text(video, video_stream, self.attn2, table, self.prompt_scale_shift_table)
+        if audio is not None and audio_stream is not None and audio_stream.enabled:
+            table = self.audio_scale_shift_table
+            audio = self._attend_self(audio, audio_stream, self.audio_attn1, table, perturbation.audio_self)
+            audio = self._attend_text(audio, audio_stream, self.audio_attn2, table, self.audio_prompt_scale_shift_table)
+        if video is not None and audio is not None and perturbation.across is not False:
+            assert video_stream is not None
+            assert audio_stream is not None
+            video, audio = self._attend_across(video, audio, video_stream, audio_stream, perturbation.across)
+        if video is not None and video_stream is not None and video_stream.enabled:
+            video = self._feed_forward(video, video_stream, self.ff, self.scale_shift_table)
+        if audio is not None and audio_stream is not None and audio_stream.enabled:
+            audio = self._feed_forward(audio, audio_stream, self.audio_ff, self.audio_scale_shift_table)
         return Hidden(video, audio)
 
     def _norm(self, x: Tensor) -> Tensor:

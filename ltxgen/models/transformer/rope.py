@@ -62,9 +62,11 @@ def rotary_table(
 
 def rotate(x: Tensor, table: RotaryTable, rope_type: RopeType) -> Tensor:
     """Rotate x (B, H, T, D): pairs (i, i + D/2) for "split", (2i, 2i + 1) for "interleaved"."""
+    cos, sin = table
     if rope_type == "split":
         first, second = x.chunk(2, dim=-1)
-    else:
-        first, second = x[..., 0::2], x[..., 1::2]
-    turned = (first * table.cos - second * table.sin, second * table.cos + first * table.sin)
-    return torch.cat(turned, dim=-1) if rope_type == "split" else torch.stack(turned, dim=-1).flatten(-2)
+        # addcmul rounds once in bf16 where product and sum round twice; the official code does so for this layout only.
+        turned = (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin))
+        return torch.cat(turned, dim=-1)
+    first, second = x[..., 0::2], x[..., 1::2]
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)

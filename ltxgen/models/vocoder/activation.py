@@ -37,7 +37,7 @@ class SnakeBeta(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         frequency = self.alpha.exp()[:, None]
         strength = (self.beta.exp() + SNAKE_EPS).reciprocal()[:, None]
-        return torch.addcmul(x, torch.sin(x * frequency).square(), strength)
+        return x + strength * torch.sin(x * frequency).square()
 
 
 class Upsample2x(nn.Module):

@@ -5,16 +5,15 @@ Shapes: B batch, C channels, T mel frames, M mel bins, S samples (at whatever ra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ltxgen.models.vocoder.activation import AntiAliasedSnake
 from ltxgen.models.vocoder.config import GeneratorConfig
 
-# HiFi-GAN's slopes; the last activation has the default slope of its framework, there as here.
+# HiFi-GAN's slope, and the one that stands before its last convolution.
 LEAKY_SLOPE = 0.1
 LAST_LEAKY_SLOPE = 0.01
 
@@ -28,22 +27,23 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        stages = list(zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True))
-        widths = [config.initial_channels // 2**stage for stage in range(len(stages) + 1)]
+        snake = config.activation == "snakebeta"
+        widths = [config.initial_channels // 2**stage for stage in range(len(config.upsample_rates) + 1)]
         self.conv_pre = nn.Conv1d(2 * config.mel_bins, widths[0], 7, padding=3)
+        self.act_up = nn.Identity() if snake else nn.LeakyReLU(LEAKY_SLOPE)
         self.ups = nn.ModuleList(
             nn.ConvTranspose1d(wide, narrow, kernel, stride=rate, padding=(kernel - rate) // 2)
-            for wide, narrow, (rate, kernel) in zip(widths, widths[1:], stages, strict=False)
+            for (wide, narrow), rate, kernel in zip(
+                pairwise(widths), config.upsample_rates, config.upsample_kernel_sizes, strict=True
+            )
         )
-        resblock = SnakeBlock if config.activation == "snakebeta" else LeakyBlock
-        # Flat in the checkpoint: all blocks of stage 0, then all of stage 1.
+        # Flat in the checkpoint: all blocks of the first stage, then all of the second.
         self.resblocks = nn.ModuleList(
-            resblock(width, kernel, dilations)
+            ResBlock(width, kernel, dilations, snake=snake)
             for width in widths[1:]
             for kernel, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilations, strict=True)
         )
-        self.act_post = resblock.last_activation(widths[-1])
-        self.before_upsample = resblock.before_upsample
+        self.act_post = AntiAliasedSnake(widths[-1]) if snake else nn.LeakyReLU(LAST_LEAKY_SLOPE)
         self.conv_post = nn.Conv1d(widths[-1], 2, 7, padding=3, bias=config.final_bias)
 
     @property
@@ -52,12 +52,12 @@ class Generator(nn.Module):
         return self.config.sampling_rate
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        """(B, 2, T, M) -> (B, 2, S) with S = T times the product of the rates."""
+        """(B, 2, T, M) -> (B, 2, S), S = T · samples_per_frame."""
         x = self.conv_pre(log_mel.transpose(2, 3).flatten(1, 2))
-        blocks_per_stage = len(self.config.resblock_kernel_sizes)
+        per_stage = len(self.config.resblock_kernel_sizes)
         for stage, upsample in enumerate(self.ups):
-            x = upsample(self.before_upsample(x))
-            blocks = self.resblocks[stage * blocks_per_stage : (stage + 1) * blocks_per_stage]
+            x = upsample(self.act_up(x))
+            blocks = self.resblocks[stage * per_stage : (stage + 1) * per_stage]
             x = torch.stack([block(x) for block in blocks]).mean(dim=0)
         waveform = self.conv_post(self.act_post(x))
         match self.config.final_activation:
@@ -65,4 +65,27 @@ class Generator(nn.Module):
                 return waveform.tanh()
             case "clamp":
                 return waveform.clamp(-1, 1)
-        return waveform
+            case "none":
+                return waveform
+
+
+class ResBlock(nn.Module):
+    """Pairs of convolutions, the first of each dilated, each pair added to its input; (B, C, S) kept."""
+
+    def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...], *, snake: bool) -> None:
+        super().__init__()
+        self.convs1 = nn.ModuleList(_same_conv(channels, kernel_size, dilation) for dilation in dilations)
+        self.convs2 = nn.ModuleList(_same_conv(channels, kernel_size, 1) for _ in dilations)
+        self.acts1, self.acts2 = (
+            nn.ModuleList(AntiAliasedSnake(channels) if snake else nn.LeakyReLU(LEAKY_SLOPE) for _ in dilations)
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for act1, conv1, act2, conv2 in zip(self.acts1, self.convs1, self.acts2, self.convs2, strict=True):
+            x = x + conv2(act2(conv1(act1(x))))
+        return x
+
+
+def _same_conv(channels: int, kernel_size: int, dilation: int) -> nn.Conv1d:
+    return nn.Conv1d(channels, channels, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation)
