@@ -5,7 +5,7 @@ Exit codes: 0 done; 2 the request, recipe or artifacts are refused, with nothing
 
 from __future__ import annotations
 
-import shutil
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -39,11 +39,9 @@ _SHOWING_FLAGS = (
     "-c",
     "--info",
     "-i",
-    "--version",
     "--shell-completion",
     "-sc",
 )
-_MULTIRUN_FLAGS = ("--multirun", "-m")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -88,6 +86,9 @@ def _dispatch(words: list[str], debug: bool) -> int | None:
     if not words:
         print(USAGE.format(version=__version__), end="")
         return 0
+    if "--version" in words:
+        print(f"ltxgen {__version__}")
+        return 0
     command, rest = words[0], words[1:]
     if command in _RECIPE_COMMANDS:
         return _with_recipe(_RECIPE_COMMANDS[command], rest, debug)
@@ -117,20 +118,25 @@ def _with_recipe(command: Callable[[dict[str, Any]], None], words: list[str], de
 
 
 def _refuse_bad_overrides(words: Sequence[str]) -> None:
-    """Compose once before Hydra does: what it can't apply is refused together with what the rest holds wrong."""
+    """Compose every job before Hydra does: what it can't apply is refused together with what the rest holds wrong."""
     from ltxgen.config import compose
     from ltxgen.config.recipe import parse_recipe
 
-    is_sweep = any(word in _MULTIRUN_FLAGS for word in words)
     overrides = [word for word in words if not word.startswith("-")]
-    try:
-        compose.compose_config(compose.first_of_sweep(overrides) if is_sweep else overrides)
-    except compose.CompositionRefusal as refusal:
+    problems: list[Problem] = []
+    for job in compose.jobs_of_sweep(overrides) if compose.is_sweep(words) else [overrides]:
         try:
-            parse_recipe(refusal.data)
-        except Refusal as further:
-            raise Refusal([*refusal.problems, *further.problems]) from refusal
-        raise
+            config = compose.compose_config(job)
+        except compose.CompositionRefusal as refusal:
+            problems += refusal.problems
+            config = refusal.data
+        try:
+            parse_recipe(config)
+        except Refusal as refusal:
+            unknown_recipe = any(problem.path == "recipe" for problem in problems)
+            problems += [each for each in refusal.problems if not (unknown_recipe and each.path == "stages")]
+    if problems:
+        raise Refusal(problems)
 
 
 def _run(config: Mapping[str, Any]) -> None:
@@ -150,17 +156,12 @@ def _run(config: Mapping[str, Any]) -> None:
 
 
 def _plan(config: Mapping[str, Any]) -> None:
-    from rich.console import Console
-
     from ltxgen.config.recipe import parse_recipe
     from ltxgen.recipe.plan import make_plan
     from ltxgen.recipe.show import show_plan
 
     plan = make_plan(parse_recipe(config))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # a file or pipe has no width to respect
-    show_plan(plan, console)
+    show_plan(plan, _console())
     plan.require()
 
 
@@ -168,14 +169,15 @@ def _fetch(config: Mapping[str, Any]) -> None:
     from ltxgen.artifacts.resolver import Places, fetch
     from ltxgen.config.recipe import parse_recipe
     from ltxgen.recipe.plan import make_plan
+    from ltxgen.recipe.show import artifact_table
 
     recipe = parse_recipe(config)
-    plan = make_plan(recipe)
-    result = fetch(plan.specs, Places(folders=recipe.artifacts.folders), print)
+    specs = make_plan(recipe).specs
+    result = fetch(specs, Places(folders=recipe.artifacts.folders), print)
+    tried = {**{name: found.tried for name, found in result.artifacts.items()}, **result.tried}
+    _console().print(artifact_table(specs, result.artifacts, tried))
     if result.problems:
         raise Refusal(result.problems)
-    for name, artifact in result.artifacts.items():
-        print(f"{name}: {artifact.path or 'no file'} ({artifact.reason})")
 
 
 def _ls(words: list[str]) -> int:
@@ -186,7 +188,7 @@ def _ls(words: list[str]) -> int:
         for group, names in groups.items():
             print(f"{group + ':':<12} {', '.join(names)}")
         return 0
-    group = words[0]
+    group = " ".join(words)
     if group not in groups:
         message = f"must be one of {', '.join(groups)}{did_you_mean(group, groups)}"
         raise Refusal([Problem("ls", group, message)])
@@ -205,17 +207,20 @@ def _cp(words: list[str]) -> int:
     if source not in files:
         message = f"no such recipe; there are {', '.join(files)}{did_you_mean(source, files)}"
         raise Refusal([Problem("cp", source, message)])
-    path = Path("recipes") / f"{target.removesuffix('.yaml')}.yaml"
+    name = target.removesuffix(".yaml")
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise Refusal([Problem("cp", target, "a recipe's name is letters, digits, _ and -; it goes into ./recipes")])
+    path = Path("recipes") / f"{name}.yaml"
     if path.exists():
         raise Refusal([Problem("cp", str(path), "exists already; choose another name")])
     path.parent.mkdir(exist_ok=True)
-    shutil.copyfile(files[source], path)
+    text = files[source].read_text(encoding="utf-8")
+    path.write_text(re.sub(rf"\b{re.escape(source)}\b", name, text), encoding="utf-8")  # its commands and output folder
     print(f"{path}; run it with: ltxgen +recipe={path.stem}")
     return 0
 
 
 def _compare(words: list[str]) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from ltxgen.media.compare import compare_runs
@@ -226,8 +231,18 @@ def _compare(words: list[str]) -> int:
     table = Table("", "measure", "value")
     for row in compare_runs(*words).rows():
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    _console().print(table)
     return 0
+
+
+def _console() -> Any:
+    """Where tables go: as wide as the terminal, and wide where a file or pipe has no width to respect."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
 
 
 _RECIPE_COMMANDS: Mapping[str, Callable[[dict[str, Any]], None]] = {"run": _run, "plan": _plan, "fetch": _fetch}

@@ -50,9 +50,9 @@ def check_artifacts(
         problems += _at(artifact, found)
         broken |= {name} if found else set()
     for name in components:
-        artifact = artifacts.get(artifact_of(name))
-        if artifact is not None and artifact.name not in broken and name != TOKENIZER:
-            problems += _at(artifact, component_problems(COMPONENTS[name], artifact, options))
+        source = artifacts.get(artifact_of(name))
+        if source is not None and source.name not in broken and name != TOKENIZER:
+            problems += _at(source, component_problems(COMPONENTS[name], source, options))
     usable = {name: artifact for name, artifact in artifacts.items() if name not in broken}
     problems += _text_width_problems(usable, components)
     problems += _upscaler_problems(usable, components)

@@ -47,20 +47,26 @@ def find_cached(candidate: Candidate, cache: Path | None = None) -> Cached | Non
     return _cached(Path(found).parent if candidate.is_folder else Path(found))
 
 
-def download(candidate: Candidate, cache: Path | None = None) -> Cached:
+def download(candidate: Candidate, cache: Path | None = None, *, again: bool = False) -> Cached:
     """Download a file or the chosen files of a folder into the Hugging Face cache, resuming what is half there.
 
-    Raises DownloadFailed.
+    Files that the cache holds are kept, also damaged ones, unless `again`. Raises DownloadFailed.
     """
     _check_space(candidate, cache)
     try:
         if candidate.is_folder:
             patterns = list(candidate.patterns) or None
             path = snapshot_download(
-                candidate.repo, revision=candidate.revision, cache_dir=cache, allow_patterns=patterns
+                candidate.repo,
+                revision=candidate.revision,
+                cache_dir=cache,
+                allow_patterns=patterns,
+                force_download=again,
             )
         else:
-            path = hf_hub_download(candidate.repo, candidate.file, revision=candidate.revision, cache_dir=cache)
+            path = hf_hub_download(
+                candidate.repo, candidate.file, revision=candidate.revision, cache_dir=cache, force_download=again
+            )
     except Exception as error:
         raise _translated(candidate, error) from error
     return _cached(Path(path))
@@ -131,7 +137,7 @@ def _translated(candidate: Candidate, error: Exception) -> DownloadFailed:
         return DownloadFailed(f"{candidate.repo} holds no {candidate.file}: see {page}/tree/main", not_there=True)
     if isinstance(error, HfHubHTTPError):
         return DownloadFailed(_http_message(candidate, error, login, page))
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return DownloadFailed(
             f"the disk of {cache_folder_of_hub()} is full (needs {shown_size(candidate.size_bytes)}): make room or set "
             "HF_HUB_CACHE to a larger disk; what was downloaded is kept and resumed"

@@ -214,29 +214,35 @@ def _download_newest(
             f"{cache_folder_of_hub(places.hub_cache_path)}"
         )
         try:
-            got = download(candidate, places.hub_cache_path)
+            artifact = _downloaded(spec, candidate, places)
+            if not is_whole(artifact):
+                log(f"{spec.name}: {artifact.path} is damaged, downloading it again")
+                artifact = _downloaded(spec, candidate, places, again=True)
         except DownloadFailed as failure:
             if not failure.not_there:
                 return Problem(spec.config_path, candidate.label, str(failure))
             tried.append(Attempt(candidate, HUB, str(failure)))
             continue
-        generation = generation_of_file(got.path)
-        if refusal := _other_generation(spec, generation):
+        if refusal := _other_generation(spec, artifact.generation):
             tried.append(Attempt(candidate, HUB, refusal))
             continue
-        return ResolvedArtifact(
-            name=spec.name,
-            path=got.path,
-            place=HUB,
-            reason=f"downloaded from {candidate.label}",
-            repo=candidate.repo,
-            revision=got.revision,
-            file=candidate.file or None,
-            generation=generation,
-            tried=tuple(tried),
-            config_path=spec.config_path,
-        )
+        return replace(artifact, tried=tuple(tried))
     return _Missing(tuple(tried))
+
+
+def _downloaded(spec: ArtifactSpec, candidate: Candidate, places: Places, *, again: bool = False) -> ResolvedArtifact:
+    got = download(candidate, places.hub_cache_path, again=again)
+    return ResolvedArtifact(
+        name=spec.name,
+        path=got.path,
+        place=HUB,
+        reason=f"downloaded from {candidate.label}",
+        repo=candidate.repo,
+        revision=got.revision,
+        file=candidate.file or None,
+        generation=generation_of_file(got.path),
+        config_path=spec.config_path,
+    )
 
 
 def _should_stay(artifact: ResolvedArtifact, spec: ArtifactSpec, newest: bool) -> bool:

@@ -69,7 +69,7 @@ def _distribution(key: str, shape: tuple[int, ...], component: str) -> tuple[flo
     if ".ups." in key:  # transposed convolution: (in, out, kernel), about half of the kernel reaches each output
         return 0.0, 1 / math.sqrt(shape[0] * max(1, shape[2] // 2))
     # The vocoder has no norms: its residual branches must add little, or its output is all clipped.
-    gain = 0.2 if ".convs2." in key or "conv_post." in key else 1.0
+    gain = 0.2 if ".convs2." in key else 0.1 if "conv_post." in key else 1.0
     return 0.0, gain / math.sqrt(math.prod(shape[1:]))
 
 

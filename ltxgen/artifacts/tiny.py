@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from ltxgen.artifacts.artifact import ArtifactSpec, ResolvedArtifact
 from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.artifacts.components import COMPONENTS, BuildOptions
 from ltxgen.artifacts.lora import linear_weights, synthetic_lora_shapes
+from ltxgen.artifacts.safetensors_file import write_safetensors
 from ltxgen.artifacts.seeded import seeded_tensor
 from ltxgen.artifacts.source import INDEX_FILE
 from ltxgen.artifacts.synthetic import architecture
@@ -187,11 +187,11 @@ def _component_tensors(name: str, config: Mapping[str, Any], options: BuildOptio
 
 
 def _structured(key: str, tensor: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
-    """Change a few of the decoder's tensors so that pictures show soft shapes instead of pixel noise.
-
-    The convolutions before a rearrangement of channels into pixels start with equal weights for the pixels of a group
-    (Aitken et al., https://arxiv.org/abs/1707.02937), with a little noise left.
-    """
+    """Change a few of the random tensors so that pictures show soft shapes, and the prompt shows in them."""
+    if re.search(r"transformer_blocks.*attn2\.q_norm\.weight$", key):
+        return 4 * tensor  # sharp text attention: 1024 nearly equal weights would average any prompt away
+    if "scale_shift_table" in key:
+        return 3 * tensor  # wider gates
     up = re.fullmatch(r"vae\.decoder\.up_blocks\.(\d+)\.conv\.conv\.(weight|bias)", key)
     if up:
         name = config["vae"]["decoder_blocks"][::-1][int(up[1])][0]
@@ -200,8 +200,9 @@ def _structured(key: str, tensor: torch.Tensor, config: Mapping[str, Any]) -> to
         group = config["vae"]["patch_size"] ** 2
     else:
         return tensor
-    equal = tensor[::group].repeat_interleave(group, dim=0)
-    return equal + 0.1 * tensor
+    # Convolutions whose channels become pixels start with equal weights for the pixels of a group, which keeps out
+    # the checkerboard (Aitken et al., https://arxiv.org/abs/1707.02937).
+    return tensor[::group].repeat_interleave(group, dim=0) + 0.1 * tensor
 
 
 def _stored(key: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -210,7 +211,7 @@ def _stored(key: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, {"format": "pt", **metadata})
+    write_safetensors(path, tensors, {"format": "pt", **metadata})
 
 
 def _write_json(path: Path, value: object) -> None:

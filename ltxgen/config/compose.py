@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -25,12 +28,15 @@ from hydra.core.utils import setup_globals
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
 
 CONFIG_NAME = "config"
+# ValueError: Hydra's own for a choice that reads as a number (`request=5`).
+_COMPOSITION_ERRORS = (ConfigCompositionException, HydraException, ValueError)
 
 
 def data_folder(name: str) -> Path:
@@ -70,15 +76,9 @@ class RecipeSource(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = self._files()[config_path.removeprefix("recipe/").removesuffix(".yaml")]
-        text = path.read_text(encoding="utf-8")
-        header = self._get_header(text) if text.startswith("#") else {}
-        header.setdefault("package", "_global_")
-        loaded = OmegaConf.create(text)
-        return ConfigResult(config=loaded, path=f"{self.scheme()}://{path}", provider=self.provider, header=header)
-
-    def _get_header(self, text: str) -> dict[str, str]:
-        found = re.search(r"^#\s*@package\s+(\S+)", text, flags=re.MULTILINE)
-        return {"package": found.group(1)} if found else {}
+        content, package = read_recipe(path)
+        header: dict[str, str | None] = {"package": package}
+        return ConfigResult(config=content, path=f"{self.scheme()}://{path}", provider=self.provider, header=header)
 
     def available(self) -> bool:
         return True
@@ -103,6 +103,28 @@ class RecipeSearchPath(SearchPathPlugin):
         search_path.append(provider="ltxgen-recipes", path=f"{RecipeSource.scheme()}://")
 
 
+def read_recipe(path: Path) -> tuple[DictConfig, str]:
+    """A recipe's content and the package that its header names.
+
+    `Refusal` when it is no mapping in YAML, and when it would configure Hydra, which builds callbacks and loggers from
+    any `_target_`: a recipe from a stranger must not run code.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = OmegaConf.create(text)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        fault = " ".join(str(error).split())
+        raise Refusal([Problem("recipe", str(path), f"is no YAML that can be read: {fault}")]) from error
+    if not isinstance(content, DictConfig):
+        raise Refusal([Problem("recipe", str(path), "must be a mapping: name, defaults, stages, ...")])
+    found = re.search(r"^#\s*@package\s+(\S+)", text, flags=re.MULTILINE)
+    package = found[1] if found else "_global_"
+    defaults = OmegaConf.to_container(content, resolve=False).get("defaults") or ()  # type: ignore[union-attr]
+    if any("hydra" in text for text in (package, *map(str, content), *map(str, defaults))):
+        raise Refusal([Problem("recipe", str(path), "sets `hydra`, which only the command line may; remove it")])
+    return content, package
+
+
 def register_plugins() -> None:
     """Make recipes known to Hydra; safe to call more than once."""
     Plugins.instance().register(RecipeSearchPath)
@@ -111,27 +133,69 @@ def register_plugins() -> None:
         sources.register(RecipeSource)
 
 
+def is_sweep(words: Sequence[str]) -> bool:
+    """Whether Hydra is asked for a sweep."""
+    return any(word in ("--multirun", "-m") for word in words)
+
+
 def open_overrides(words: Sequence[str]) -> list[str]:
-    """Let `stages.S.loras.NAME=...` and `artifacts.loras.NAME...=...` add a name without Hydra's `+`."""
-    return ["++" + word if re.match(r"(stages\.\w+|artifacts)\.loras\.\w", word) else word for word in words]
+    """Words as Hydra wants them.
+
+    `stages.S.loras.NAME=...` and `artifacts.loras.NAME...=...` may add a name without Hydra's `+`. Prompts and paths
+    are taken as they stand, with commas, brackets and quotes; in a sweep they follow Hydra's grammar, where a comma
+    separates.
+    """
+    opened = ["++" + word if re.match(r"(stages\.\w+|artifacts)\.loras\.\w", word) else word for word in words]
+    return opened if is_sweep(words) else [_quoted(word) for word in opened]
 
 
-def first_of_sweep(overrides: Sequence[str]) -> list[str]:
-    """The overrides of the first job of a sweep; `Refusal` for one that does not parse."""
+_TEXT_KEY = re.compile(r"\+*(request\.(negative_)?prompt|output\.dir|artifacts\.[\w.]+\.path)")
+_QUOTED = re.compile(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", re.DOTALL)
+
+
+def _quoted(word: str) -> str:
+    """A text's override with Hydra's quotes around the value, unless it has them or is null where that means none."""
+    key, _, value = word.partition("=")
+    is_null = value == "null" and not key.endswith("request.prompt")
+    if not _TEXT_KEY.fullmatch(key) or is_null or _QUOTED.fullmatch(value):
+        return word
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"{key}='{escaped}'"
+
+
+def jobs_of_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every job of a sweep; `Refusal` for one that does not parse."""
     try:
-        return BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(overrides)), None)[0][0]
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        batches = BasicSweeper.split_arguments(parsed, None)
     except HydraException as error:
         raise Refusal([Problem("command line", MISSING, _first_line(error))]) from error
+    return [list(job) for batch in batches for job in batch]
 
 
 def hydra_app(job: Callable[[dict[str, Any]], None], arguments: Sequence[str]) -> None:
-    """Run `job` as a Hydra application with these words: once, once per job of a sweep, or not at all (--help)."""
+    """Run `job` as a Hydra application with these words: once, once per job of a sweep, or not at all (--help).
+
+    The jobs of a sweep get numbered folders inside the one that `output.dir` names.
+    """
+    with tempfile.TemporaryDirectory(prefix="ltxgen-") as scratch:
+        # Hydra leaves a multirun.yaml in its sweep folder.
+        _run_hydra(job, [*arguments, f"hydra.sweep.dir={scratch}"] if is_sweep(arguments) else arguments)
+
+
+def _run_hydra(job: Callable[[dict[str, Any]], None], arguments: Sequence[str]) -> None:
     register_plugins()
+    folders: dict[str, str] = {}  # output.dir as written -> as resolved by the first job
 
     @hydra.main(version_base="1.3", config_path=str(data_folder("conf")), config_name=CONFIG_NAME)
     def app(config: DictConfig) -> None:
         data = OmegaConf.to_container(config, resolve=True)
         assert isinstance(data, dict)
+        running = HydraConfig.get()
+        if running.mode == RunMode.MULTIRUN:
+            written = OmegaConf.to_container(config.output, resolve=False)["dir"]  # type: ignore[index,call-overload]
+            folder = folders.setdefault(written, data["output"]["dir"])
+            data["output"]["dir"] = str(Path(folder) / str(running.job.num))
         job(data)  # type: ignore[arg-type]
 
     saved = sys.argv
@@ -154,7 +218,7 @@ def first_comment(group: str, name: str) -> str:
     path = recipe_files()[name] if group == "recipe" else data_folder("conf") / group / f"{name}.yaml"
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
     words = [line.lstrip("# ") for line in lines if "@package" not in line and not line.startswith("# ltxgen")]
-    return re.split(r"(?<=[.:])\s", " ".join(words).strip() + " ")[0].strip()
+    return re.split(r"(?<=\.)\s", " ".join(words).strip() + " ")[0].strip()
 
 
 def name_recipe_paths(overrides: Sequence[str]) -> list[str]:
@@ -221,7 +285,7 @@ def _compose_tolerantly(overrides: list[str]) -> tuple[DictConfig, list[Problem]
         try:
             config = compose(CONFIG_NAME, overrides=overrides)
             break
-        except (ConfigCompositionException, HydraException) as error:
+        except _COMPOSITION_ERRORS as error:
             culprit = _culprit(error, overrides)
             if culprit is None:
                 raise Refusal([Problem("command line", MISSING, _first_line(error))]) from error
@@ -231,31 +295,44 @@ def _compose_tolerantly(overrides: list[str]) -> tuple[DictConfig, list[Problem]
     return config, [_override_problem(override, known, error) for override, error in failed]
 
 
-def _culprit(error: Exception, overrides: Sequence[str]) -> str | None:
+def _culprit(error: Exception, overrides: list[str]) -> str | None:
     """The override that `error` is about: the one without which composition no longer fails in the same way."""
-    for override in overrides:
+    # Values apply in order, after all choices: going from the last value to the first, what is taken out can't be what
+    # the failing one stands on (`+recipe=...` brings the stages whose keys others set).
+    last_first = list(reversed(overrides))
+    for override in sorted(last_first, key=_is_choice):
         rest = [other for other in overrides if other != override]
         try:
             compose(CONFIG_NAME, overrides=rest)
             return override
-        except (ConfigCompositionException, HydraException) as other_error:
+        except _COMPOSITION_ERRORS as other_error:
             if str(other_error) != str(error):
                 return override
     return None
 
 
+def _is_choice(override: str) -> bool:
+    """Whether an override chooses a YAML (`model=ltx23`, `+recipe=NAME`) rather than setting a value."""
+    name = override.partition("=")[0].lstrip("+~").partition("@")[0]
+    return name == "recipe" or (bool(name) and (data_folder("conf") / name).is_dir())
+
+
 def _override_problem(override: str, known_keys: Sequence[str], error: Exception) -> Problem:
     key, separator, value = override.partition("=")
     name = key.lstrip("+~")
-    if not separator and not key.startswith("~"):
+    if not name or (not separator and not key.startswith("~")):
         return Problem("command line", override, "an override reads key=value; see `ltxgen --help`")
     if name == "recipe":
         known = sorted(recipe_files())
+        if value in known or value in RecipeSource.files_by_path:
+            return Problem("recipe", value, _first_line(error))
         return Problem("recipe", value, f"no such recipe; there are {', '.join(known)}{did_you_mean(value, known)}")
     group = data_folder("conf") / name.partition("@")[0]
     if group.is_dir():
         known = sorted(path.stem for path in group.glob("*.yaml"))
         return Problem(name, value, f"no such choice; there are {', '.join(known)}{did_you_mean(value, known)}")
+    if "Ambiguous value" in str(error):
+        return Problem(name, value, "several values are a sweep: add -m; or for one text write \"'...'\" around it")
     if name not in known_keys:
         return Problem(name, value, f"is not a known key{did_you_mean(name, known_keys)}")
     return Problem(name, value, _first_line(error))

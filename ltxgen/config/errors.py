@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Final
 
 
@@ -49,5 +50,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _shown(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = str(value) if isinstance(value, str | Fraction) else repr(value)
     return text if len(text) <= 120 else text[:117] + "..."

@@ -99,7 +99,7 @@ class Connector(nn.Module):
     def _fill_with_registers(self, features: Tensor, mask: Tensor) -> Tensor:
         """Position p holds the p-th real token, or register p mod R (not p - num_real) where there is none left."""
         is_real = mask.bool()
-        real_first = torch.argsort((is_real).to(torch.uint8), dim=1, stable=True)  # (B, S), tokens keep their order
+        real_first = torch.argsort((~is_real).to(torch.uint8), dim=1, stable=True)  # (B, S), tokens keep their order
         packed = features.gather(1, real_first[..., None].expand_as(features))
         positions = torch.arange(features.shape[1], device=features.device)
         registers = self.learnable_registers[positions % len(self.learnable_registers)].to(features.dtype)  # (S, C)

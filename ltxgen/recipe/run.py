@@ -57,16 +57,18 @@ def run_plan(plan: Plan, composed: Mapping[str, Any], progress: Progress) -> Pat
 def whole_folder(output: Path) -> Iterator[Path]:
     """A hidden folder whose files are moved into `output` when the block ends, and deleted when it raises."""
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
-    output.mkdir(parents=True, exist_ok=True)
-    hidden = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
+    hidden: Path | None = None
     try:
+        output.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
         yield hidden
         for file in sorted(hidden.iterdir()):
             file.replace(output / file.name)
         hidden.rmdir()
     except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
+        if hidden is not None:
+            shutil.rmtree(hidden, ignore_errors=True)
         for folder in made:
-            if not any(folder.iterdir()):
+            if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
         raise

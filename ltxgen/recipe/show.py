@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, ResolvedArtifact
 from ltxgen.artifacts.hub import shown_size
 from ltxgen.recipe.plan import Plan
 
@@ -22,7 +24,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"{plan.recipe.attention.kind}, parallel {plan.recipe.parallel.kind}"
     )
     console.print(_stages(plan))
-    console.print(_artifacts(plan))
+    console.print(artifact_table(plan.specs, plan.artifacts, plan.tried))
     for note in plan.notes:
         console.print(f"note: {note}")
 
@@ -54,17 +56,27 @@ def _described(key: str, value: Any) -> str:
     return f"{key} {value}"
 
 
-def _artifacts(plan: Plan) -> Table:
+def artifact_table(
+    specs: Sequence[ArtifactSpec], found: Mapping[str, ResolvedArtifact], tried: Mapping[str, Sequence[Attempt]]
+) -> Table:
+    """Every candidate of every artifact, with why it was taken or not."""
     table = Table("artifact", "candidate", "where", "taken?")
-    for spec in plan.specs:
-        found = plan.artifacts.get(spec.name)
-        for attempt in plan.tried.get(spec.name, ()):
+    for spec in specs:
+        for attempt in tried.get(spec.name, ()):
             label = attempt.candidate.label if attempt.candidate else "path"
             table.add_row(spec.name, label, attempt.place, f"no: {attempt.why_not}")
-        if found is not None:
-            name = str(found.path) if found.path else f"{plan.recipe.artifacts.architecture} (random weights)"
-            size = f" ({shown_size(found.size)})" if found.path else ""
-            table.add_row(spec.name, f"{name}{size}", found.place, f"[bold]yes[/]: {found.reason}")
-        elif not plan.tried.get(spec.name):
+        taken = found.get(spec.name)
+        if taken is not None:
+            name = f"{taken.path} ({shown_size(taken.size)})" if taken.path else spec.architecture
+            table.add_row(spec.name, name, taken.place, f"[bold]yes[/]: {taken.reason}")
+        rest = spec.candidates[_position(spec, taken) + 1 :] if taken is not None and taken.repo else ()
+        for candidate in rest:
+            table.add_row(spec.name, candidate.label, "", "no: an earlier candidate was found")
+        if taken is None and not tried.get(spec.name):
             table.add_row(spec.name, spec.path or "none", "", "no: see the problems")
     return table
+
+
+def _position(spec: ArtifactSpec, taken: ResolvedArtifact) -> int:
+    names = [(candidate.repo, candidate.file) for candidate in spec.candidates]
+    return names.index((taken.repo or "", taken.file or ""))

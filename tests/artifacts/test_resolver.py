@@ -198,7 +198,7 @@ def test_distilled_checkpoints_are_told_by_name(file: str, distilled: bool):
 def test_a_run_downloads_only_when_allowed_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
-    def get(repo, file, revision=None, cache_dir=None):
+    def get(repo, file, revision=None, cache_dir=None, force_download=False):
         asked.append(file)
         return str(put_in_hub_cache(tmp_path, NEW))
 
@@ -217,7 +217,7 @@ def test_a_run_downloads_only_when_allowed_and_says_so(tmp_path: Path, monkeypat
 
 
 def test_fetch_takes_the_next_candidate_when_the_hub_has_no_newer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def get(repo, file, revision=None, cache_dir=None):
+    def get(repo, file, revision=None, cache_dir=None, force_download=False):
         if file == NEW.file:
             raise EntryNotFoundError("404")
         return str(put_in_hub_cache(tmp_path, OLD))
@@ -238,15 +238,30 @@ def test_fetch_keeps_an_older_file_unless_the_newest_is_asked_for(tmp_path: Path
 def test_fetch_downloads_a_broken_cached_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = put_in_hub_cache(tmp_path, NEW)
     path.write_bytes(path.read_bytes()[:-1])
-    asked = []
+    forced = []
 
-    def get(repo, file, revision=None, cache_dir=None):
-        asked.append(file)
-        return str(put_in_hub_cache(tmp_path, NEW))
+    def get(repo, file, revision=None, cache_dir=None, force_download=False):
+        forced.append(force_download)  # the hub's client keeps what its cache holds unless it is forced
+        return str(put_in_hub_cache(tmp_path, NEW) if force_download else path)
 
     monkeypatch.setattr(hub, "hf_hub_download", get)
     one(fetch([SPEC], places(tmp_path)))
-    assert asked == [NEW.file]
+    assert forced == [False, True]
+
+
+def test_fetch_of_a_folder_asks_for_its_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = {}
+
+    def get(repo, **options):
+        asked.update(options, repo=repo)
+        raise GatedRepoError("gated", response=response(403))
+
+    monkeypatch.setattr(hub, "snapshot_download", get)
+    monkeypatch.setattr(hub, "_check_space", lambda *args: None)
+    (problem,) = fetch([LTX23_SPECS["text_encoder"]], places(tmp_path)).problems
+    assert "gated" in problem.message
+    assert asked["repo"] == "google/gemma-3-12b-it-qat-q4_0-unquantized"
+    assert {"*.safetensors", "*.json"} <= set(asked["allow_patterns"])
 
 
 def test_fetch_verifies_the_published_digest(tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ltxgen.artifacts.safetensors_file import BadFile, SafetensorsFile, read_header
+from ltxgen.artifacts.safetensors_file import BadFile, SafetensorsFile, read_header, write_safetensors
 
 
 @pytest.fixture
@@ -45,6 +45,20 @@ def test_read_tensors_have_memory_of_their_own(whole: Path):
         first = file.read("matrix")
         first.zero_()
         assert file.read("matrix").abs().sum() > 0
+
+
+def test_written_files_are_read_by_the_library_and_equal_byte_for_byte(whole: Path, tmp_path: Path):
+    from safetensors.torch import load_file
+
+    with SafetensorsFile(whole) as file:
+        tensors = {key: file.read(key) for key in file.header.tensors}
+    metadata = {f"key {n}": str(n) for n in range(9)}
+    write_safetensors(tmp_path / "one", tensors, metadata)
+    write_safetensors(tmp_path / "two", dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert read_header(tmp_path / "one").metadata == metadata
+    read = load_file(tmp_path / "one")
+    assert all(torch.equal(read[key].float(), tensor.float()) for key, tensor in tensors.items())
 
 
 def test_truncated_data(whole: Path):

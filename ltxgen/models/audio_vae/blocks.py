@@ -97,5 +97,5 @@ class PerChannelStatistics(nn.Module):
 
 
 def norm_silu(x: Tensor) -> Tensor:
-    """SiLU(x / sqrt(mean over channels of x² + 1e-6)), rounded to the dtype of `x` at each step as the official code."""
+    """SiLU(x / sqrt(mean over channels of x² + 1e-6)), rounded to the dtype of `x` at each step, as officially."""
     return F.silu(x / (x.square().mean(dim=1, keepdim=True) + PIXEL_NORM_EPS).sqrt())

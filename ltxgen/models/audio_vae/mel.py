@@ -58,7 +58,7 @@ def log_mel_spectrogram(waveform: Tensor, config: AudioVAEConfig) -> Tensor:
 
 
 def mel_filter_bank(num_frequencies: int, mel_bins: int, sampling_rate: int) -> Tensor:
-    """Slaney mel filters (M, num_frequencies) fp64, from 0 Hz to half of `sampling_rate`, each of area one per hertz."""
+    """Slaney mel filters (M, num_frequencies) fp64, from 0 Hz to half of `sampling_rate`, each of area 1 Hz."""
     nyquist = sampling_rate / 2
     frequencies = torch.linspace(0, nyquist, num_frequencies, dtype=torch.float64)
     edges = _mel_to_hertz(torch.linspace(0, _hertz_to_mel(nyquist), mel_bins + 2, dtype=torch.float64))

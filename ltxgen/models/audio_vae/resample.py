@@ -34,7 +34,7 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int, *, padding: s
     # filter over zero-stuffed samples does it: in bf16 another order rounds differently from the official skip path.
     phases = target * F.conv1d(padded, kernels.to(waveform)[:, None], stride=source)
     resampled = phases.transpose(1, 2).flatten(1)[:, : math.ceil(samples * target / source)]
-    return resampled.unflatten(0, waveform.shape[:-1])
+    return resampled.reshape(*waveform.shape[:-1], -1)
 
 
 def _sinc_kernels(source: int, target: int) -> tuple[Tensor, int]:

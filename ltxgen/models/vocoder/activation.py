@@ -43,6 +43,8 @@ class SnakeBeta(nn.Module):
 class Upsample2x(nn.Module):
     """(B, C, S) -> (B, C, 2S) by the low-pass filter of the checkpoint."""
 
+    filter: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("filter", torch.empty(1, 1, FILTER_TAPS))
@@ -72,6 +74,8 @@ class Downsample2x(nn.Module):
 
 class LowPass(nn.Module):
     """Holds the filter under its official name."""
+
+    filter: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -120,13 +120,12 @@ def _generator(config: Mapping[str, Any], where: str, resblock: str, problems: l
 
 
 def _check_lists(generator: GeneratorConfig, where: str, problems: list[str]) -> None:
-    pairs: list[tuple[str, Sequence[Any], str, Sequence[Any]]] = [
-        ("upsample_kernel_sizes", generator.upsample_kernel_sizes, "upsample_rates", generator.upsample_rates),
-        ("resblock_dilation_sizes", generator.resblock_dilations, "resblock_kernel_sizes", generator.resblock_kernel_sizes),
-    ]
-    for name, values, other_name, other in pairs:
-        if len(values) != len(other):
-            problems.append(f"{where}.{name}: must have {len(other)} entries as {other_name} has, not {len(values)}")
-    for kernel, rate in zip(generator.upsample_kernel_sizes, generator.upsample_rates, strict=False):
+    kernels, rates = generator.upsample_kernel_sizes, generator.upsample_rates
+    if len(kernels) != len(rates):
+        problems.append(f"{where}.upsample_kernel_sizes = {list(kernels)!r}: must have {len(rates)} entries")
+    for kernel, rate in zip(kernels, rates, strict=False):
         if kernel < rate or (kernel - rate) % 2:
-            problems.append(f"{where}.upsample_kernel_sizes has {kernel} for rate {rate}: must be the rate plus 2k")
+            problems.append(f"{where}.upsample_kernel_sizes has {kernel} for rate {rate}: must be {rate} + 2k")
+    sizes, dilations = generator.resblock_kernel_sizes, generator.resblock_dilations
+    if len(dilations) != len(sizes):
+        problems.append(f"{where}.resblock_dilation_sizes: must have {len(sizes)} entries, one per kernel size")

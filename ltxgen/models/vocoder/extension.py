@@ -49,6 +49,8 @@ class ExtendedVocoder(nn.Module):
 class CausalMel(nn.Module):
     """Log-mel spectrogram (B, 2, S) -> (B, 2, S // hop, M) that looks back only, by the checkpoint's own bases."""
 
+    mel_basis: Tensor
+
     def __init__(self, config: ExtensionConfig) -> None:
         super().__init__()
         self.hop_length = config.hop_length
@@ -68,6 +70,9 @@ class CausalMel(nn.Module):
 
 class FourierBases(nn.Module):
     """Windowed Fourier bases under their official names; the inverse one stands in the file but is never used."""
+
+    forward_basis: Tensor
+    inverse_basis: Tensor
 
     def __init__(self, n_fft: int) -> None:
         super().__init__()
