@@ -105,8 +105,7 @@ def _with_recipe(command: Callable[[dict[str, Any]], None], words: list[str], de
     from ltxgen.config import compose
 
     words = compose.name_recipe_paths(compose.open_overrides(words))
-    if not any(word in _SHOWING_FLAGS for word in words):
-        _refuse_bad_overrides(words)
+    _refuse_bad_overrides(words)
 
     def job(config: dict[str, Any]) -> None:
         code = _guarded(lambda: command(config), debug)
@@ -118,11 +117,16 @@ def _with_recipe(command: Callable[[dict[str, Any]], None], words: list[str], de
 
 
 def _refuse_bad_overrides(words: Sequence[str]) -> None:
-    """Compose every job before Hydra does: what it can't apply is refused together with what the rest holds wrong."""
+    """Compose every job before Hydra does: what it can't apply is refused together with what the rest holds wrong.
+
+    Where a config is only shown, its values may be wrong.
+    """
     from ltxgen.config import compose
     from ltxgen.config.recipe import parse_recipe
 
-    overrides = [word for word in words if not word.startswith("-")]
+    shows = any(word in _SHOWING_FLAGS for word in words)
+    # A flag that shows takes a word of its own: `--cfg job`.
+    overrides = [word for word in words if not word.startswith("-") and ("=" in word or not shows)]
     problems: list[Problem] = []
     for job in compose.jobs_of_sweep(overrides) if compose.is_sweep(words) else [overrides]:
         try:
@@ -131,7 +135,8 @@ def _refuse_bad_overrides(words: Sequence[str]) -> None:
             problems += refusal.problems
             config = refusal.data
         try:
-            parse_recipe(config)
+            if not shows:
+                parse_recipe(config)
         except Refusal as refusal:
             unknown_recipe = any(problem.path == "recipe" for problem in problems)
             problems += [each for each in refusal.problems if not (unknown_recipe and each.path == "stages")]

@@ -64,6 +64,31 @@ def offline() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def tiny_words() -> tuple[str, ...]:
+    """The two-stage recipe on the embedded model, at the smallest size."""
+    return RECIPE + SMALL
+
+
+@pytest.fixture(scope="session")
+def stored_run(run_ltxgen: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`stored_run("request.seed=2")`: the output folder, with tensors, of the smallest run with these words. Each is
+    made once in a session, so look but don't touch."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def folder_of(*words: str) -> Path:
+        if words not in made:
+            folder = tmp_path_factory.mktemp("run") / "out"
+            result = run_ltxgen(
+                *RECIPE, *SMALL, "output.tensors=true", f"output.dir={folder}", *words, cwd=folder.parent
+            )
+            assert result.code == 0, result.err
+            made[words] = folder
+        return made[words]
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
 def run_ltxgen(tiny_set: TinySet, offline: None) -> Callable[..., Result]:
     """`run_ltxgen("plan", "+recipe=...", cwd=folder)`: one command as its own process would run it."""
     return call_ltxgen

@@ -19,10 +19,13 @@ from ltxgen.recipe.executor import StageExecutor
 from ltxgen.recipe.manifest import write_manifest, write_recipe
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
-from ltxgen.runtime.environment import set_threads
+from ltxgen.runtime.environment import set_threads, use_full_float32
 from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.runtime.progress import Progress
 from ltxgen.stage.denoise import NOISE
+
+TENSORS = "tensors.safetensors"
+RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml", "manifest.json"})
 
 
 def run_plan(plan: Plan, composed: Mapping[str, Any], progress: Progress) -> Path:
@@ -32,6 +35,7 @@ def run_plan(plan: Plan, composed: Mapping[str, Any], progress: Progress) -> Pat
     """
     recipe = plan.recipe
     set_threads(recipe.runtime.threads)
+    use_full_float32()
     started = time.perf_counter()
     tensors: dict[str, torch.Tensor] = {}
 
@@ -47,21 +51,29 @@ def run_plan(plan: Plan, composed: Mapping[str, Any], progress: Progress) -> Pat
         with torch.inference_mode():
             executor.run(plan.stages, {NOISE: noise}, folder, record if recipe.output.tensors else None)
         if recipe.output.tensors:
-            save_file(tensors, folder / "tensors.safetensors")
+            save_file(tensors, folder / TENSORS)
         write_recipe(composed, folder / "recipe.yaml")
+        if recipe.output.tensors:
+            shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
         write_manifest(plan, executor.records, time.perf_counter() - started, folder / "manifest.json")
     return output
 
 
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder whose files are moved into `output` when the block ends, and deleted when it raises."""
+    """A hidden folder whose files are moved into `output` when the block ends, and deleted when it raises.
+
+    `output` then holds one run: files of an earlier one that this one did not write are gone.
+    """
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     hidden: Path | None = None
     try:
         output.mkdir(parents=True, exist_ok=True)
         hidden = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
         yield hidden
+        written = {file.name for file in hidden.iterdir()}
+        for name in RUN_FILES - written:
+            (output / name).unlink(missing_ok=True)  # an earlier run's, which would pass for this one's
         for file in sorted(hidden.iterdir()):
             file.replace(output / file.name)
         hidden.rmdir()

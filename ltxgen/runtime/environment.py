@@ -67,6 +67,12 @@ def set_threads(num_threads: int | None) -> int:
     return torch.get_num_threads()
 
 
+def use_full_float32() -> None:
+    """Let float32 mean float32 on a GPU too: torch would otherwise run float32 convolutions in TF32."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def versions(device: torch.device) -> dict[str, str]:
     """Everything a manifest needs to say where a run was made: software versions, platform, device."""
     found = {

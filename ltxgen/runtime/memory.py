@@ -45,6 +45,7 @@ class MemoryMeter:
 
     def __enter__(self) -> Self:
         if self.device.type == "cuda":
+            torch.cuda.init()  # the counters exist from then on
             torch.cuda.reset_peak_memory_stats(self.device)
         self._host.start()
         return self

@@ -1,0 +1,129 @@
+"""Every shipped recipe composes, parses and plans; every YAML in conf/ says what it is and can be reached."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ltxgen.config import compose
+from ltxgen.config.recipe import parse_recipe
+from ltxgen.recipe.plan import make_plan
+
+RECIPES = sorted(compose.data_folder("recipes").glob("*.yaml"))
+CONF = compose.data_folder("conf")
+CHOICES = sorted(path for path in CONF.rglob("*.yaml") if path.name != "config.yaml")
+WHERE = {  # groups that stand inside a stage
+    "guidance": "guidance@stages.base.guidance",
+    "sampler": "sampler@stages.base.sampler",
+    "stage": "+stage@stages.one_more",
+}
+recipes = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+choices = pytest.mark.parametrize("path", CHOICES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+
+
+def test_there_are_recipes():
+    assert "ltx23_two_stage" in {path.stem for path in RECIPES}
+
+
+@recipes
+def test_a_recipe_opens_with_its_own_command_line(path: Path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    assert re.match(rf"# ltxgen \+recipe={path.stem}( |$)", lines[1])
+    assert len(compose.first_comment("recipe", path.stem)) > 20, "says in a sentence what it is"
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["name"] == path.stem
+
+
+@recipes
+def test_its_commands_plan(path: Path, run_ltxgen, tmp_path: Path):
+    """The commands that a recipe's head shows are ones that it takes."""
+    import shlex
+
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# ltxgen "):
+            continue
+        words = shlex.split(re.sub(r"\s{2,}\(.*\)$", "", line.removeprefix("# ltxgen ")))
+        result = run_ltxgen("plan", *words, "model=ltx23_tiny", cwd=tmp_path)
+        assert result.code == 0, f"{line}\n{result.err}"
+
+
+@recipes
+def test_a_recipe_plans_on_the_embedded_model(path: Path, tiny_set, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose.compose_config([f"+recipe={path.stem}", "model=ltx23_tiny", "runtime.device=cpu"])
+    plan = make_plan(parse_recipe(config))
+    assert plan.problems == ()
+    assert list(plan.stages) == list(config["stages"])
+    assert all(artifact.place == "embedded" for artifact in plan.artifacts.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+@recipes
+def test_a_recipe_plans_at_full_size(path: Path, tiny_set, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """With the published architecture and no files: shapes, LoRA and wiring fit at the recipe's own size."""
+    monkeypatch.chdir(tmp_path)
+    config = compose.compose_config([f"+recipe={path.stem}", "artifacts=synthetic", "runtime.device=cpu"])
+    plan = make_plan(parse_recipe(config))
+    assert plan.problems == ()
+
+
+@recipes
+def test_a_recipe_is_described_in_the_readme(path: Path):
+    readme = path.parent / "README.md"
+    if not readme.exists():
+        pytest.skip("recipes/README.md is not written")
+    assert path.stem in readme.read_text(encoding="utf-8")
+
+
+@choices
+def test_a_choice_says_what_it_is(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert len(compose.first_comment(path.parent.name, path.stem)) > 15
+    assert path.stem in compose.groups()[path.parent.name]
+
+
+@choices
+def test_a_choice_can_be_reached(path: Path):
+    group = path.parent.name
+    config = compose.compose_config(["+recipe=ltx23_two_stage", f"{WHERE.get(group, group)}={path.stem}"])
+    node = config["stages"]["base"][group] if group in ("guidance", "sampler") else config.get(group)
+    node = config["stages"]["one_more"] if group == "stage" else node
+    content = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "defaults"}
+    content = content.get(group, content) if "@package _global_" in path.read_text() else content
+    assert content.keys() <= node.keys()
+    if group != "stage":  # some stages need a name of another one
+        parse_recipe(config)
+
+
+def test_the_groups_are_the_folders_and_the_defaults_list_names_them():
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    assert groups == set(compose.groups()) - {"recipe"}
+    defaults = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    named = {key for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("override")}
+    assert named == groups - {"stage", "sampler", "guidance"}  # those stand inside a stage
+    # Each line of the list says what is chosen there.
+    lines = (CONF / "config.yaml").read_text().splitlines()
+    for group in named:
+        (line,) = [line for line in lines if line.startswith(f"  - {group}:")]
+        assert "#" in line, line
+
+
+def test_defaults_are_the_official_ones():
+    """The two-stage recipe's numbers, from the model's own documentation."""
+    config = compose.compose_config(["+recipe=ltx23_two_stage"])
+    guidance = config["stages"]["base"]["guidance"]
+    assert (config["stages"]["base"]["steps"], config["stages"]["base"]["scale"]) == (30, "1/2")
+    assert config["stages"]["refine"]["sigmas"] == [0.909375, 0.725, 0.421875, 0.0]
+    assert config["stages"]["refine"]["loras"] == {"distilled": 1.0}
+    assert [guidance[modality]["cfg_scale"] for modality in ("video", "audio")] == [3.0, 7.0]
+    for modality in ("video", "audio"):
+        assert guidance[modality]["stg_scale"] == 1.0
+        assert guidance[modality]["stg_blocks"] == [28]
+        assert guidance[modality]["rescale_scale"] == 0.7
+        assert guidance[modality]["modality_scale"] == 3.0
+    request = config["request"]
+    assert (request["width"], request["height"], request["num_frames"], request["fps"]) == (1536, 1024, 121, 24)
