@@ -40,6 +40,7 @@ RESERVED = {
     "torch.distributed": {"parallel", "runtime"},
     "accelerate": {"parallel", "runtime"},
     "transformers": {"models.text_encoder"},
+    "sentencepiece": {"models.text_encoder"},
     "diffusers": set(),
     "ltx_core": set(),
 }

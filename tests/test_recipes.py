@@ -82,7 +82,7 @@ def test_a_recipe_is_described_in_the_readme(path: Path):
 def test_a_choice_says_what_it_is(path: Path):
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ")
-    assert len(compose.first_comment(path.parent.name, path.stem)) > 15
+    assert len(compose.first_comment(path.parent.name, path.stem)) > 10
     assert path.stem in compose.groups()[path.parent.name]
 
 

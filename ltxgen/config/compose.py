@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import yaml
@@ -189,14 +189,13 @@ def _run_hydra(job: Callable[[dict[str, Any]], None], arguments: Sequence[str]) 
 
     @hydra.main(version_base="1.3", config_path=str(data_folder("conf")), config_name=CONFIG_NAME)
     def app(config: DictConfig) -> None:
-        data = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(data, dict)
+        data = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         running = HydraConfig.get()
         if running.mode == RunMode.MULTIRUN:
-            written = OmegaConf.to_container(config.output, resolve=False)["dir"]  # type: ignore[index,call-overload]
+            written = cast(dict[str, Any], OmegaConf.to_container(config.output, resolve=False))["dir"]
             folder = folders.setdefault(written, data["output"]["dir"])
             data["output"]["dir"] = str(Path(folder) / str(running.job.num))
-        job(data)  # type: ignore[arg-type]
+        job(data)
 
     saved = sys.argv
     sys.argv = ["ltxgen", *arguments]
@@ -252,8 +251,7 @@ def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
         ) from error
     if problems:
         raise CompositionRefusal(problems, data)
-    assert isinstance(data, dict)
-    return data
+    return cast(dict[str, Any], data)
 
 
 class CompositionRefusal(Refusal):

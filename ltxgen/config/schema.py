@@ -157,16 +157,16 @@ def _parse_scalar(hint: Any, value: object, path: str, problems: list[Problem]) 
     if hint is Any or hint is object:
         return value
     parsed: Any = INVALID
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
     if hint is bool and isinstance(value, bool):
         parsed = value
-    elif hint is int and number and isinstance(value, int):
-        parsed = value
-    elif hint is float and number and math.isfinite(value):
-        parsed = float(value)
+    elif hint is int and isinstance(number, int):
+        parsed = number
+    elif hint is float and number is not None and math.isfinite(number):
+        parsed = float(number)
     elif hint is str and isinstance(value, str):
         parsed = value
-    elif hint is str and number:
+    elif hint is str and number is not None:
         parsed = str(value)  # a prompt or file name that YAML reads as a number
     elif hint is Fraction:
         parsed = _fraction(value)

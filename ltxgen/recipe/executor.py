@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -30,10 +31,13 @@ class PartSource(Protocol):
 class Meter(Protocol):
     """Measures peak memory in bytes while it is entered."""
 
-    peak_bytes: int
+    @property
+    def peak_bytes(self) -> int: ...
 
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *error: Any) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Display(Protocol):

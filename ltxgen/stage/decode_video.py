@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ltxgen.config.errors import MISSING, Problem
-from ltxgen.models.video_vae import Tiling, decode_tiled, frames_to_uint8
+from ltxgen.media.pixels import to_uint8
+from ltxgen.models.video_vae import Tiling, VideoDecoder, decode_tiled
 from ltxgen.registry import register
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stream
 
@@ -65,12 +65,9 @@ class DecodeVideo:
     def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
         return {self.writes[0]: Stream(self._frames(parts["video_decoder"], state[self.config.video]))}
 
-    def _frames(self, decoder: torch.nn.Module, latents: Tensor) -> Iterator[Tensor]:
+    def _frames(self, decoder: VideoDecoder, latents: Tensor) -> Iterator[Tensor]:
         if self.config.tiling is None:
-            chunks = iter([decoder(latents)])
-        else:
-            chunks = decode_tiled(decoder, latents, self.config.tiling.build())
-        for chunk in chunks:
-            if not bool(torch.isfinite(chunk).all()):
-                raise FloatingPointError("the decoded picture holds NaN or infinite values; nothing was written")
-            yield frames_to_uint8(chunk)[0].movedim(0, -1)
+            yield to_uint8(decoder(latents))
+            return
+        for chunk in decode_tiled(decoder, latents, self.config.tiling.build()):
+            yield to_uint8(chunk)

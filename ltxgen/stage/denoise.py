@@ -75,18 +75,19 @@ class Denoise:
         return ltx_sigmas(self.config.steps)
 
     @property
-    def grids(self) -> Pair[Any]:
-        request = self.setting.request
-        return Pair(
-            VideoGrid.from_pixels(request.num_frames, self._scaled(request.height), self._scaled(request.width)),
-            AudioGrid.from_video(request.num_frames, request.fps),
-        )
+    def video_grid(self) -> VideoGrid:
+        request, scale = self.setting.request, self.config.scale
+        return VideoGrid.from_pixels(request.num_frames, int(request.height * scale), int(request.width * scale))
+
+    @property
+    def audio_grid(self) -> AudioGrid:
+        return AudioGrid.from_video(self.setting.request.num_frames, self.setting.request.fps)
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         problems = [*self._schedule_problems(), *self._size_problems(), *self._guidance_problems(shapes)]
         if problems:
             return problems
-        video, audio = self.grids.video, self.grids.audio
+        video, audio = self.video_grid, self.audio_grid
         wanted = (video.frames, video.height, video.width)
         given = shapes.get(self.config.video or "", wanted)
         if given != wanted:
@@ -109,7 +110,7 @@ class Denoise:
             "sigmas": self.sigmas.tolist(),
             "passes": [len(self.guidance.passes(step)) for step in range(num_steps)],
             "loras": dict(self.config.loras),
-            "tokens": {"video": self.grids.video.num_tokens, "audio": self.grids.audio.num_tokens},
+            "tokens": {"video": self.video_grid.num_tokens, "audio": self.audio_grid.num_tokens},
         }
 
     def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
@@ -119,42 +120,33 @@ class Denoise:
         denoiser = Denoiser(self, parts["transformer"], state[self.config.context], states, context)
         context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
         states = self.sampler.sample(states, sigmas, denoiser)
-        final = self.grids.map(lambda grid, state: grid.unpatchify(state.without_appended().latents), states)
-        context.record(f"{self.name}.final.video", final.video)
-        context.record(f"{self.name}.final.audio", final.audio)
-        return {NOISE: state[NOISE], f"{self.name}.video": final.video, f"{self.name}.audio": final.audio}
+        tokens = states.map(lambda state: state.without_appended().latents)
+        video, audio = self.video_grid.unpatchify(tokens.video), self.audio_grid.unpatchify(tokens.audio)
+        context.record(f"{self.name}.final.video", video)
+        context.record(f"{self.name}.final.audio", audio)
+        return {NOISE: state[NOISE], f"{self.name}.video": video, f"{self.name}.audio": audio}
 
     def _initial_states(self, state: Mapping[str, Any], sigma: float, context: RunContext) -> Pair[LatentState]:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""
-        request, numerics = self.setting.request, self.setting.numerics
+        numerics, device, dtype = self.setting.numerics, self.setting.device, self.setting.dtype
         source: NoiseSource = state[NOISE]
-        positions_dtype = numerics.video_position_dtype or self.setting.dtype
-        positions = Pair(
-            video_positions(self.grids.video, request.fps, positions_dtype), audio_positions(self.grids.audio)
-        )
 
-        def start(grid: Any, name: str | None, bounds: Tensor, modality: str) -> LatentState:
-            if name is None:
-                shape = (1, grid.num_tokens, grid.token_width)
-                tokens = torch.zeros(shape, dtype=self.setting.dtype, device=self.setting.device)
-            else:
-                tokens = grid.patchify(state[name])
-            noise = source.draw(tokens.shape)
-            clean = LatentState.from_tokens(tokens, bounds.to(self.setting.device))
-            noised = apply_noise(clean, noise, sigma, numerics)
+        def start(modality: str, grid: VideoGrid | AudioGrid, name: str | None, positions: Tensor) -> LatentState:
+            shape = (1, grid.num_tokens, grid.token_width)
+            tokens = torch.zeros(shape, dtype=dtype, device=device) if name is None else grid.patchify(state[name])
+            noise = source.draw(shape)
+            noised = apply_noise(LatentState.from_tokens(tokens, positions.to(device)), noise, sigma, numerics)
             context.record(f"{self.name}.noise.{modality}", noise)
             context.record(f"{self.name}.noised.{modality}", noised.latents)
             context.record(f"{self.name}.positions.{modality}", noised.positions)
             return noised
 
-        names = Pair(self.config.video, self.config.audio)
+        video, audio = self.video_grid, self.audio_grid
+        in_space = video_positions(video, self.setting.request.fps, numerics.video_position_dtype or dtype)
         return Pair(
-            start(self.grids.video, names.video, positions.video, "video"),
-            start(self.grids.audio, names.audio, positions.audio, "audio"),
+            start("video", video, self.config.video, in_space),
+            start("audio", audio, self.config.audio, audio_positions(audio)),
         )
-
-    def _scaled(self, pixels: int) -> int:
-        return int(pixels * self.config.scale)
 
     def _schedule_problems(self) -> list[Problem]:
         where = f"stages.{self.name}"
@@ -165,8 +157,8 @@ class Denoise:
 
     def _size_problems(self) -> list[Problem]:
         """Height and width must fall on whole latents at this stage's scale."""
-        multiple = Fraction(VideoGrid.spatial_factor) / self.config.scale
-        multiple = multiple.numerator  # whole pixels that stay whole latents: 32 at scale 1, 64 at 1/2, 48 at 2/3
+        # Whole pixels that stay whole latents: 32 at scale 1, 64 at 1/2, 48 at 2/3.
+        multiple = (VideoGrid.spatial_factor / self.config.scale).numerator
         problems = []
         for name in ("height", "width"):
             value = getattr(self.setting.request, name)
@@ -244,11 +236,10 @@ class Denoiser:
 
         inputs = states.map(modality, texts, timesteps, each.enabled)
         velocities = Pair(*self.transformer(inputs.video, inputs.audio, each.perturbation))
-
-        def denoised(state: LatentState, velocity: Tensor | None, times: Tensor) -> Tensor | None:
-            return None if velocity is None else to_denoised(state.latents, velocity, times)
-
-        x0 = states.map(denoised, velocities, timesteps)
+        # A modality that sits out has no velocity; guidance doesn't ask for its result.
+        x0 = velocities.map(
+            lambda velocity, state, times: to_denoised(state.latents, velocity, times), states, timesteps
+        )
         if self.calls == 0:
             self._record(f"call000.forward{number}", x0)
         return x0

@@ -8,7 +8,19 @@ from ltxgen.cli import main
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-SMALL = "request.height=128 request.width=192 request.num_frames=17 stages.base.steps=4 output.tensors=true".split()
+SMALL = [
+    "request.height=128",
+    "request.width=192",
+    "request.num_frames=17",
+    "stages.base.steps=4",
+    "output.tensors=true",
+]
+    "request.height=128",
+    "request.width=192",
+    "request.num_frames=17",
+    "stages.base.steps=4",
+    "output.tensors=true",
+]
 
 
 def run(folder, *words):

@@ -14,7 +14,6 @@ from ltxgen.models.video_vae import (
     blend_tiles,
     decode_tiled,
     encode_tiled,
-    frames_to_uint8,
     list_tiles,
 )
 
@@ -275,14 +274,6 @@ def test_bf16_tiles_keep_their_dtype_and_level(decoder):
     assert decoded.dtype == torch.bfloat16
     expected, _ = reference_decode(low, latents, tiling)
     assert ((decoded - expected).norm() / expected.norm()).item() < 4e-3
-
-
-def test_frames_to_uint8():
-    frames = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0])
-    before = frames.clone()
-    assert frames_to_uint8(frames).tolist() == [0, 0, 127, 254, 255, 255]
-    assert torch.equal(frames, before)
-    assert frames_to_uint8(frames.bfloat16()).dtype == torch.uint8
 
 
 @torch.inference_mode()

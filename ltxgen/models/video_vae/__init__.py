@@ -4,7 +4,7 @@ from ltxgen.models.video_vae.config import Resample, ResStage, VideoVAEConfig
 from ltxgen.models.video_vae.decoder import VideoDecoder
 from ltxgen.models.video_vae.encoder import VideoEncoder
 from ltxgen.models.video_vae.statistics import PerChannelStatistics
-from ltxgen.models.video_vae.tiled import blend_tiles, decode_tiled, encode_tiled, frames_to_uint8
+from ltxgen.models.video_vae.tiled import blend_tiles, decode_tiled, encode_tiled
 from ltxgen.models.video_vae.tiling import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Span, Tile, Tiling, list_tiles
 
 __all__ = [
@@ -22,6 +22,5 @@ __all__ = [
     "blend_tiles",
     "decode_tiled",
     "encode_tiled",
-    "frames_to_uint8",
     "list_tiles",
 ]

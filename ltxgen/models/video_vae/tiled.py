@@ -102,11 +102,6 @@ def encode_tiled(encoder: VideoEncoder, video: Tensor, tiling: Tiling, *, on_til
     return latents
 
 
-def frames_to_uint8(frames: Tensor) -> Tensor:
-    """Frames in [−1, 1] to uint8: scaled, clamped and truncated in their own dtype, as the official code does."""
-    return frames.add(1).div_(2).clamp_(0, 1).mul_(255).to(torch.uint8)
-
-
 def _check_compression(config: VideoVAEConfig) -> None:
     compression = (config.time_compression, config.space_compression)
     if compression != (FRAMES_PER_LATENT, PIXELS_PER_LATENT):
