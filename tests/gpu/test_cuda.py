@@ -15,12 +15,6 @@ SMALL = [
     "stages.base.steps=4",
     "output.tensors=true",
 ]
-    "request.height=128",
-    "request.width=192",
-    "request.num_frames=17",
-    "stages.base.steps=4",
-    "output.tensors=true",
-]
 
 
 def run(folder, *words):
