@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None)
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = {name: config.build(name, setting) for name, config in recipe.stages.items()}
     problems += _unbuilt_problems(recipe)
+    problems += _size_problems(recipe, stages)
     problems += _lora_name_problems(recipe, stages)
     problems += wiring_problems(stages, given=(NOISE,))
 
@@ -145,6 +147,19 @@ def _unbuilt_problems(recipe: Recipe) -> list[Problem]:
     if not recipe.request.images:
         return []
     return [Problem("request.images", MISSING, "image conditioning is not in this version; remove it")]
+
+
+def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:
+    multiple = math.lcm(*(stage.size_multiple for stage in stages.values()))
+    problems = []
+    for name in ("height", "width"):
+        value = getattr(recipe.request, name)
+        if value % multiple:
+            below = value // multiple * multiple
+            nearest = f"the nearest are {below} and {below + multiple}" if below else f"the smallest is {multiple}"
+            message = f"must be a multiple of {multiple} in this recipe; {nearest}"
+            problems.append(Problem(f"request.{name}", value, message))
+    return problems
 
 
 def _lora_name_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:

@@ -44,6 +44,8 @@ class DecodeVideoConfig:
 class DecodeVideo:
     """Reads a video latent (1,C,F,H,W), writes `<name>.frames`: a stream of uint8 frames (f,H,W,3)."""
 
+    size_multiple = 1
+
     def __init__(self, config: DecodeVideoConfig, name: str, setting: Setting) -> None:
         self.config = config
         self.name = name

@@ -63,6 +63,8 @@ class Denoise:
         self.reads = (NOISE, config.context, *(source for source in sources if source is not None))
         self.writes = (NOISE, f"{name}.video", f"{name}.audio")
         self.parts = (PartRequest("transformer", setting.dtype, tuple(config.loras.items())),)
+        # Whole pixels that stay whole latents: 32 at scale 1, 64 at 1/2, 48 at 2/3.
+        self.size_multiple = (VideoGrid.spatial_factor / config.scale).numerator
         self.guidance: Guidance = config.guidance.build(setting.numerics)
         self.sampler = config.sampler.build()
 
@@ -84,9 +86,10 @@ class Denoise:
         return AudioGrid.from_video(self.setting.request.num_frames, self.setting.request.fps)
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
-        problems = [*self._schedule_problems(), *self._size_problems(), *self._guidance_problems(shapes)]
-        if problems:
-            return problems
+        problems = [*self._schedule_problems(), *self._guidance_problems(shapes)]
+        request = self.setting.request
+        if request.height % self.size_multiple or request.width % self.size_multiple:
+            return problems  # the plan says so, once for all stages
         video, audio = self.video_grid, self.audio_grid
         wanted = (video.frames, video.height, video.width)
         given = shapes.get(self.config.video or "", wanted)
@@ -154,20 +157,6 @@ class Denoise:
             return [Problem(f"{where}.steps", self.config.steps, f"set either it or {where}.sigmas, the other to null")]
         wrong = self.config.sigmas is not None and sigmas_problem(self.config.sigmas)
         return [Problem(f"{where}.sigmas", list(self.config.sigmas or ()), wrong)] if wrong else []
-
-    def _size_problems(self) -> list[Problem]:
-        """Height and width must fall on whole latents at this stage's scale."""
-        # Whole pixels that stay whole latents: 32 at scale 1, 64 at 1/2, 48 at 2/3.
-        multiple = (VideoGrid.spatial_factor / self.config.scale).numerator
-        problems = []
-        for name in ("height", "width"):
-            value = getattr(self.setting.request, name)
-            if value % multiple:
-                below = value // multiple * multiple
-                nearest = " and ".join(str(size) for size in (below, below + multiple) if size)
-                message = f"must be a multiple of {multiple} for stage {self.name}; the nearest are {nearest}"
-                problems.append(Problem(f"request.{name}", value, message))
-        return problems
 
     def _guidance_problems(self, shapes: Mapping[str, Any]) -> list[Problem]:
         passes = self.guidance.passes(0)

@@ -27,6 +27,7 @@ class EncodePrompt:
     """Writes `<name>.context`."""
 
     reads = ()
+    size_multiple = 1
 
     def __init__(self, config: EncodePromptConfig, name: str, setting: Setting) -> None:
         self.prompts = {"positive": setting.request.prompt}

@@ -85,6 +85,7 @@ class Stage(Protocol):
     reads: Sequence[str]
     writes: Sequence[str]
     parts: Sequence[PartRequest]
+    size_multiple: int  # what the request's height and width must be multiples of
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]: ...
     def describe(self) -> dict[str, Any]: ...

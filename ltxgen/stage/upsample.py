@@ -28,6 +28,8 @@ class UpsampleConfig:
 class Upsample:
     """Reads a video latent (1,C,F,H,W), writes `<name>.video`."""
 
+    size_multiple = 1
+
     def __init__(self, config: UpsampleConfig, name: str, setting: Setting) -> None:
         self.config = config
         self.setting = setting
@@ -43,8 +45,11 @@ class Upsample:
             return []
         try:
             upsampler = UpsamplerConfig.from_metadata(artifact.config)
+        except (BadFile, ValueError):
+            return []  # the file's own check says what is wrong with it
+        try:
             shapes[self.writes[0]] = upsampler.output_shape(*grid)
-        except (BadFile, ValueError) as error:
+        except ValueError as error:
             return [Problem(f"stages.{self.name}.upscaler", self.config.upscaler, str(error))]
         return []
 

@@ -38,6 +38,7 @@ class Write:
     """Reads frames and sound, writes files only."""
 
     writes = ()
+    size_multiple = 1
     parts: tuple[PartRequest, ...] = ()
 
     def __init__(self, config: WriteConfig, name: str, setting: Setting) -> None:
