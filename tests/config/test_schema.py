@@ -148,6 +148,13 @@ def test_refusals_tell_each_problem_once_and_shorten_long_values():
     assert second == "c: is missing"
 
 
+def test_values_of_any_type_may_be_refused():
+    """Lists and mappings are no less wrong than numbers."""
+    problem = Problem("a", [1, {"b": 2}], "is wrong")
+    assert str(Refusal([problem, Problem("a", [1, {"b": 2}], "is wrong")])) == "a = [1, {'b': 2}]: is wrong"
+    assert len(Refusal([problem, Problem("a", [2], "is wrong")]).problems) == 2
+
+
 def test_did_you_mean_only_for_close_names():
     assert did_you_mean("heigth", ["width", "height"]) == "; did you mean 'height'?"
     assert did_you_mean("colour", ["width", "height"]) == ""

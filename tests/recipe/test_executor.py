@@ -1,4 +1,4 @@
-"""The executor on toy stages that have nothing to do with video: order, wiring, lives of components and values, time."""
+"""The executor on toy stages that have nothing to do with video: order, wiring, lives of components, time."""
 
 from __future__ import annotations
 
