@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ltxgen.config.errors import MISSING, Problem
-from ltxgen.config.schema import NonNegativeInt
+from ltxgen.config.schema import NonNegativeFloat, NonNegativeInt, UnitFloat
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
 from ltxgen.guidance.protocol import Pass
@@ -36,11 +36,11 @@ class ModalityGuidance:
     the last prediction.
     """
 
-    cfg_scale: float = 1.0
-    stg_scale: float = 0.0
+    cfg_scale: NonNegativeFloat = 1.0
+    stg_scale: NonNegativeFloat = 0.0
     stg_blocks: tuple[NonNegativeInt, ...] = ()
-    rescale_scale: float = 0.0
-    modality_scale: float = 1.0
+    rescale_scale: UnitFloat = 0.0
+    modality_scale: NonNegativeFloat = 1.0
     skip_step: NonNegativeInt = 0
 
     def weights(self) -> dict[str, float]:
