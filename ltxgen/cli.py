@@ -5,6 +5,8 @@ Exit codes: 0 done; 2 the request, recipe or artifacts are refused, with nothing
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import sys
 import traceback
@@ -14,6 +16,8 @@ from typing import Any, NoReturn
 
 from ltxgen import __version__
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+from ltxgen.parallel import ending
+from ltxgen.parallel.ending import RankFailure
 
 USAGE = """\
 ltxgen {version}: LTX-2.3 audio-video generation from YAML
@@ -49,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if ending.is_rank():
+        ending.end_promptly()
     sys.exit(_guarded(lambda: _dispatch(words, debug), debug))
 
 
@@ -57,22 +63,31 @@ def _guarded(command: Callable[[], int | None], debug: bool) -> int:
     try:
         return command() or 0
     except Refusal as refusal:
-        if debug:
-            traceback.print_exc()
-        print(f"ltxgen: {_counted(refusal)}", file=sys.stderr)
-        return 2
+        return _told(_counted(refusal), 2, debug)
+    except RankFailure as failure:
+        return _told(str(failure), failure.code, False)
     except KeyboardInterrupt:
-        print("ltxgen: interrupted", file=sys.stderr)
-        return 130
+        return _told("interrupted", 130, False)
     except BrokenPipeError:
         sys.stderr.close()
         return 1
     except Exception as error:
+        what = f"{type(error).__name__}: {str(error) or type(error).__name__} (--debug shows where)"
+        if ending.is_rank():
+            ending.wait_for_the_end()
+            what = f"rank {os.environ['RANK']}: {what}"
+        return _told(what, 1, debug)
+
+
+def _told(message: str, code: int, debug: bool) -> int:
+    """Print what ended a command; of several ranks one does, and none stays behind in what it was doing."""
+    if ending.is_rank():
+        ending.end_within_grace(code)
+    if message and ending.speaks():
         if debug:
             traceback.print_exc()
-        what = str(error) or type(error).__name__
-        print(f"ltxgen: {type(error).__name__}: {what} (--debug shows where)", file=sys.stderr)
-        return 1
+        print(f"ltxgen: {message}", file=sys.stderr)
+    return code
 
 
 def _counted(refusal: Refusal) -> str:
@@ -90,12 +105,15 @@ def _dispatch(words: list[str], debug: bool) -> int | None:
         print(f"ltxgen {__version__}")
         return 0
     command, rest = words[0], words[1:]
+    run = functools.partial(_run, debug=debug)
     if command in _RECIPE_COMMANDS:
-        return _with_recipe(_RECIPE_COMMANDS[command], rest, debug)
+        return _with_recipe(run if command == "run" else _RECIPE_COMMANDS[command], rest, debug)
+    if command == "rank" and ending.is_rank():
+        return _rank(rest)
     if command in _PLAIN_COMMANDS:
         return _PLAIN_COMMANDS[command](rest)
     if "=" in command or command.startswith(("-", "+", "~")):
-        return _with_recipe(_run, words, debug)
+        return _with_recipe(run, words, debug)
     known = (*_RECIPE_COMMANDS, *_PLAIN_COMMANDS)
     raise Refusal([Problem("command", command, f"must be one of {', '.join(known)}{did_you_mean(command, known)}")])
 
@@ -144,20 +162,23 @@ def _refuse_bad_overrides(words: Sequence[str]) -> None:
         raise Refusal(problems)
 
 
-def _run(config: Mapping[str, Any]) -> None:
-    from ltxgen.config.recipe import parse_recipe
-    from ltxgen.recipe.plan import make_plan
-    from ltxgen.recipe.run import run_plan
-    from ltxgen.runtime.displays import create_progress
+def _run(config: Mapping[str, Any], debug: bool = False) -> None:
+    from ltxgen.recipe.launch import run_config
 
-    with create_progress() as progress:
-        plan = make_plan(parse_recipe(config), progress.note).require()
-        for note in plan.notes:
-            progress.note(note)
-        folder = run_plan(plan, config, progress)
+    folder = run_config(config, ("--debug",) if debug else ())
     for name in ("video.mp4", "contact_sheet.png"):
-        if (folder / name).exists():
+        if folder is not None and (folder / name).exists():
             print(folder / name)
+
+
+def _rank(words: list[str]) -> int:
+    """What a launching ltxgen starts on each rank; not for users."""
+    from ltxgen.recipe.launch import run_as_rank
+
+    frozen, sha256, folder = words
+    run_as_rank(Path(frozen), sha256, Path(folder))
+    return 0
+    return 0
 
 
 def _plan(config: Mapping[str, Any]) -> None:

@@ -14,9 +14,11 @@ recipe from a stranger can choose among what is installed and run nothing of its
 
 from __future__ import annotations
 
+import functools
 import importlib
-import pkgutil
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 _CONFIGS: dict[tuple[str, str], type] = {}
@@ -37,10 +39,8 @@ def register(group: str, kind: str) -> Callable[[_Config], _Config]:
 
 
 def kinds(group: str) -> tuple[str, ...]:
-    """The kinds that `group` offers, read from its file names without importing them."""
-    package = importlib.import_module(f"ltxgen.{group}")
-    found = {module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in _NOT_KINDS}
-    return tuple(sorted(found | {kind for (owner, kind) in _CONFIGS if owner == group}))
+    """The kinds that `group` offers, without importing them: the files that register themselves under their name."""
+    return tuple(sorted(_registering_files(group) | {kind for (owner, kind) in _CONFIGS if owner == group}))
 
 
 def config_of(group: str, kind: str) -> type:
@@ -52,5 +52,12 @@ def config_of(group: str, kind: str) -> type:
     return _CONFIGS[group, kind]
 
 
-# Files that stand in a component's folder without being one: the protocol its components follow.
-_NOT_KINDS = frozenset({"protocol"})
+@functools.cache
+def _registering_files(group: str) -> frozenset[str]:
+    """Other files of the folder (the protocol, what several kinds share) don't call `register`."""
+    package = importlib.util.find_spec(f"ltxgen.{group}")
+    assert package is not None, f"no group {group}"
+    files = (file for folder in package.submodule_search_locations or () for file in Path(folder).glob("*.py"))
+    return frozenset(
+        file.stem for file in files if f'@register("{group}", "{file.stem}")' in file.read_text(encoding="utf-8")
+    )

@@ -1,1 +1,5 @@
-"""Attention backends: each is a function of (q, k, v, mask), chosen by name."""
+"""Attention backends, one a file, chosen by name or by `auto` for each role of the transformer."""
+
+from ltxgen.attention.protocol import AttentionBackend, DeviceFacts, LseBackend, RoleAttention, RoleSpec
+
+__all__ = ["AttentionBackend", "DeviceFacts", "LseBackend", "RoleAttention", "RoleSpec"]

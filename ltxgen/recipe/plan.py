@@ -17,12 +17,17 @@ from ltxgen.artifacts.catalog import LTX23_SPECS, candidate
 from ltxgen.artifacts.check import check_artifacts
 from ltxgen.artifacts.components import BuildOptions, artifact_of
 from ltxgen.artifacts.resolver import Places, resolve_all
+from ltxgen.artifacts.safetensors_file import BadFile
+from ltxgen.attention.choice import AttentionPlan, Side, choose, role_specs
+from ltxgen.attention.protocol import DeviceFacts
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
 from ltxgen.config.recipe import ArtifactChoice, Recipe
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.media.files import check_free_space, check_writable
 from ltxgen.media.mp4 import estimated_bytes
-from ltxgen.models.transformer import AttentionByRole
+from ltxgen.models.transformer import TransformerConfig
+from ltxgen.parallel.launch import launch_problems
+from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.runtime.environment import resolve_device, resolve_dtype
@@ -32,7 +37,8 @@ from ltxgen.stage.protocol import Setting, Stage
 
 @dataclass(frozen=True)
 class Plan:
-    """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken."""
+    """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
+    the backend of each role and why not another."""
 
     recipe: Recipe
     device: torch.device
@@ -45,6 +51,7 @@ class Plan:
     tried: Mapping[str, Sequence[Attempt]]
     problems: Sequence[Problem]
     notes: Sequence[str]
+    attention: Sequence[str]
 
     def require(self) -> Plan:
         """This plan if it can run; Refusal with everything that is wrong with it if not."""
@@ -53,15 +60,19 @@ class Plan:
         return self
 
 
-def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None) -> Plan:
-    """Resolve and check everything that can be known before weights load; problems stand in the plan."""
+def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None, local_rank: int = 0) -> Plan:
+    """Resolve and check everything that can be known before weights load; problems stand in the plan.
+
+    `local_rank` is the number of this process on its machine, which gets the GPU of that number.
+    """
     problems: list[Problem] = []
-    device = _or_note(lambda: resolve_device(recipe.runtime.device), torch.device("cpu"), problems)
+    device = _or_note(lambda: resolve_device(recipe.runtime.device, local_rank), torch.device("cpu"), problems)
     dtype = _or_note(lambda: resolve_dtype(recipe.runtime.dtype, device), torch.float32, problems)
     numerics = Numerics.named(recipe.runtime.numerics)
     setting = Setting(recipe.request, numerics, device, dtype)
-    stages = {name: config.build(name, setting) for name, config in recipe.stages.items()}
+    stages = _built(recipe, setting)
     problems += _unbuilt_problems(recipe)
+    problems += launch_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
     problems += _size_problems(recipe, stages)
     problems += _lora_name_problems(recipe, stages)
     problems += wiring_problems(stages, given=(NOISE,))
@@ -70,13 +81,17 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None)
     places = Places(folders=recipe.artifacts.folders, download=recipe.artifacts.download)
     resolution = resolve_all(specs, places, log)
     problems += resolution.problems
-    attend = recipe.attention.build()
-    roles = AttentionByRole(*(attend for _ in dataclasses.fields(AttentionByRole)))
+    model = _transformer_config(resolution.artifacts.get("checkpoint"))
+    parallel, wrong = _parallel_plan(recipe, stages, model)
+    problems += wrong
+    attention = _attention_plan(recipe, stages, model, parallel, device, dtype)
+    problems += attention.problems
+    roles = attention.functions if parallel is None else parallel.roles(attention.functions)
     options = BuildOptions(numerics.cross_timestep, roles)
     checked = check_artifacts(resolution.artifacts, component_names(stages), options)
     problems += checked.problems
-    setting.artifacts.update(resolution.artifacts)
 
+    stages = _built(recipe, dataclasses.replace(setting, artifacts=resolution.artifacts, parallel=parallel))
     shapes: dict[str, Any] = {}
     for stage in stages.values():
         problems += stage.infer(shapes)
@@ -94,7 +109,49 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None)
         tried,
         tuple(dict.fromkeys(problems)),
         checked.notes,
+        tuple(attention.lines()),
     )
+
+
+def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
+    return {name: config.build(name, setting) for name, config in recipe.stages.items()}
+
+
+def _transformer_config(checkpoint: ResolvedArtifact | None) -> TransformerConfig | None:
+    """The architecture, or None where the checkpoint's own check says what is wrong with it."""
+    try:
+        return None if checkpoint is None else TransformerConfig.from_metadata(checkpoint.config)
+    except (BadFile, ValueError):
+        return None
+
+
+def _parallel_plan(
+    recipe: Recipe, stages: Mapping[str, Stage], model: TransformerConfig | None
+) -> tuple[ParallelPlan | None, list[Problem]]:
+    """How the ranks share the work, and what is wrong with the mesh that was asked for."""
+    num_ranks = recipe.parallel.num_processes or 1
+    num_passes = max(stage.num_passes for stage in stages.values())
+    num_heads = {} if model is None else {"video": model.video.num_heads, "audio": model.audio.num_heads}
+    problems = recipe.parallel.problems("parallel", num_ranks, num_passes, num_heads)
+    if problems or model is None:
+        return None, problems
+    return ParallelPlan(recipe.parallel.shape(num_ranks), model), []
+
+
+def _attention_plan(
+    recipe: Recipe,
+    stages: Mapping[str, Stage],
+    model: TransformerConfig | None,
+    parallel: ParallelPlan | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> AttentionPlan:
+    """A backend for each role; the ring needs ones that give log-sum-exps."""
+    video, audio = (None, None) if model is None else (model.video.head_dim, model.audio.head_dim)
+    passes = [stage.num_passes for stage in stages.values() if stage.num_passes]
+    needs_lse = () if parallel is None else parallel.roles_with_lse(passes)
+    specs = role_specs(Side(video), Side(audio), needs_lse=needs_lse)
+    return choose(recipe.attention, DeviceFacts.of(device), dtype, specs)
 
 
 def component_names(stages: Mapping[str, Stage]) -> tuple[str, ...]:

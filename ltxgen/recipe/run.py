@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from ltxgen.config.errors import Problem
 from ltxgen.diffusion.noise import NoiseSource
+from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.executor import StageExecutor
 from ltxgen.recipe.manifest import write_manifest, write_recipe
 from ltxgen.recipe.parts import ArtifactParts
@@ -22,17 +26,33 @@ from ltxgen.recipe.plan import Plan
 from ltxgen.runtime.environment import set_threads, use_full_float32
 from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.runtime.progress import Progress
+from ltxgen.runtime.ranks import ONE_PROCESS, Ranks
 from ltxgen.stage.denoise import NOISE
+from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream
 
 TENSORS = "tensors.safetensors"
 RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml", "manifest.json"})
 
 
-def run_plan(plan: Plan, composed: Mapping[str, Any], progress: Progress) -> Path:
+# The folder of ranks that write nothing: a stage that tries to fails at once, on any machine.
+NO_FOLDER = Path(os.devnull)
+
+
+def run_plan(plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS) -> Path:
     """Run all stages; returns the output folder, which then holds everything, or after an error nothing new.
 
-    `composed` is the config that the plan was made from; it becomes recipe.yaml.
+    `composed` is the config that the plan was made from; it becomes recipe.yaml. Of several ranks the first writes.
     """
+    output = Path(plan.recipe.output.dir).expanduser()
+    with whole_folder(output) if ranks.is_main else nullcontext(NO_FOLDER) as folder:
+        run_into(folder, plan, composed, progress, ranks)
+    return output
+
+
+def run_into(
+    folder: Path, plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS
+) -> None:
+    """Run all stages and leave everything in `folder`, an empty one; ranks but the first leave nothing."""
     recipe = plan.recipe
     set_threads(recipe.runtime.threads)
     use_full_float32()
@@ -40,23 +60,56 @@ def run_plan(plan: Plan, composed: Mapping[str, Any], progress: Progress) -> Pat
     tensors: dict[str, torch.Tensor] = {}
 
     def record(name: str, tensor: torch.Tensor) -> None:
-        tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        if ranks.is_main:
+            tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
     noise = NoiseSource(recipe.request.seed, device=plan.device, dtype=plan.dtype, draw_on=recipe.runtime.noise)
     parts = ArtifactParts(plan.artifacts, plan.options, plan.device)
     executor = StageExecutor(parts, progress, functools.partial(MemoryMeter, plan.device), recipe.memory.keep)
-    output = Path(recipe.output.dir).expanduser()
-    with whole_folder(output) as folder:
-        progress.plan(list(plan.stages))
-        with torch.inference_mode():
-            executor.run(plan.stages, {NOISE: noise}, folder, record if recipe.output.tensors else None)
-        if recipe.output.tensors:
-            save_file(tensors, folder / TENSORS)
-        write_recipe(composed, folder / "recipe.yaml")
-        if recipe.output.tensors:
-            shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
-        write_manifest(plan, executor.records, time.perf_counter() - started, folder / "manifest.json")
-    return output
+    stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
+    progress.plan(list(stages))
+    with torch.inference_mode():
+        executor.run(stages, {NOISE: noise}, folder, record if recipe.output.tensors else None)
+    if not ranks.is_main:
+        return
+    if recipe.output.tensors:
+        save_file(tensors, folder / TENSORS)
+    write_recipe(composed, folder / "recipe.yaml")
+    if recipe.output.tensors:
+        shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
+    write_manifest(plan, executor.records, time.perf_counter() - started, folder / "manifest.json")
+
+
+def _writing_nothing(stage: Stage) -> Stage:
+    """`stage`, or for one whose only results are files, one that takes what it reads and drops it."""
+    return stage if stage.writes else Drop(stage.reads)
+
+
+class Drop:
+    """Stands for a stage that writes files, on the ranks that have none to write.
+
+    It takes a stream to its end, since the first rank's stream may need what this rank computes for it.
+    """
+
+    writes: Sequence[str] = ()
+    parts: Sequence[PartRequest] = ()
+    size_multiple = 1
+    num_passes = 0
+
+    def __init__(self, reads: Sequence[str]) -> None:
+        self.reads = reads
+
+    def infer(self, shapes: dict[str, Any]) -> list[Problem]:
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
+        for value in state.values():
+            if isinstance(value, Stream):
+                collections.deque(value, maxlen=0)
+        return {}
 
 
 @contextmanager
@@ -67,7 +120,15 @@ def whole_folder(output: Path) -> Iterator[Path]:
     """
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     hidden: Path | None = None
-    try:
+
+    def discard() -> None:
+        if hidden is not None:
+            shutil.rmtree(hidden, ignore_errors=True)
+        for folder in made:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    with discarded_unless_done(discard):
         output.mkdir(parents=True, exist_ok=True)
         hidden = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
         yield hidden
@@ -77,10 +138,3 @@ def whole_folder(output: Path) -> Iterator[Path]:
         for file in sorted(hidden.iterdir()):
             file.replace(output / file.name)
         hidden.rmdir()
-    except BaseException:
-        if hidden is not None:
-            shutil.rmtree(hidden, ignore_errors=True)
-        for folder in made:
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise

@@ -25,6 +25,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     )
     console.print(_stages(plan))
     console.print(artifact_table(plan.specs, plan.artifacts, plan.tried))
+    for line in plan.attention:
+        console.print(f"attention of {line}")
     for note in plan.notes:
         console.print(f"note: {note}")
 

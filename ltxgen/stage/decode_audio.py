@@ -36,6 +36,7 @@ class DecodeAudio:
     """Reads an audio latent (1,8,T,16), writes `<name>.waveform`."""
 
     size_multiple = 1
+    num_passes = 0
 
     def __init__(self, config: DecodeAudioConfig, name: str, setting: Setting) -> None:
         self.source = config.source or setting.numerics.decoded_audio

@@ -45,6 +45,7 @@ class DecodeVideo:
     """Reads a video latent (1,C,F,H,W), writes `<name>.frames`: a stream of uint8 frames (f,H,W,3)."""
 
     size_multiple = 1
+    num_passes = 0
 
     def __init__(self, config: DecodeVideoConfig, name: str, setting: Setting) -> None:
         self.config = config

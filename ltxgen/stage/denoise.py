@@ -22,6 +22,7 @@ from ltxgen.diffusion.positions import audio_positions, video_positions
 from ltxgen.diffusion.sigmas import MIN_STEPS, ltx_sigmas, sigmas_problem
 from ltxgen.guidance.protocol import Guidance, Pass
 from ltxgen.models.transformer import ModalityInput, Transformer, TransformerConfig
+from ltxgen.parallel.plan import StageParallel
 from ltxgen.registry import register
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting
 
@@ -108,19 +109,32 @@ class Denoise:
         return problems
 
     def describe(self) -> dict[str, Any]:
-        num_steps = len(self.sigmas) - 1
-        return {
+        tokens = Pair(self.video_grid.num_tokens, self.audio_grid.num_tokens)
+        described: dict[str, Any] = {
             "sigmas": self.sigmas.tolist(),
-            "passes": [len(self.guidance.passes(step)) for step in range(num_steps)],
+            "passes": [len(self.guidance.passes(step)) for step in range(len(self.sigmas) - 1)],
             "loras": dict(self.config.loras),
-            "tokens": {"video": self.video_grid.num_tokens, "audio": self.audio_grid.num_tokens},
+            "tokens": {"video": tokens.video, "audio": tokens.audio},
         }
+        parallel = self.setting.parallel
+        if parallel is not None and parallel.shape.num_ranks > 1:
+            traffic = parallel.traffic(self.guidance.passes(0), tokens, self.setting.dtype.itemsize)
+            described["mesh"] = str(parallel.stage_shape(self.num_passes))
+            described["received bytes a step and rank"] = traffic.total
+        return described
+
+    @property
+    def num_passes(self) -> int:
+        """The most passes that a step has: those of the first, in which no modality sits out."""
+        return len(self.guidance.passes(0))
 
     def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
         sigmas = self.sigmas
         context.record(f"{self.name}.sigmas", sigmas)
         states = self._initial_states(state, sigmas[0].item(), context)
-        denoiser = Denoiser(self, parts["transformer"], state[self.config.context], states, context)
+        assert self.setting.parallel is not None, "a plan that can run knows its ranks"
+        parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type)
+        denoiser = Denoiser(self, parallel, parts["transformer"], state[self.config.context], states, context)
         context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
         states = self.sampler.sample(states, sigmas, denoiser)
         tokens = states.map(lambda state: state.without_appended().latents)
@@ -187,6 +201,7 @@ class Denoiser:
     def __init__(
         self,
         stage: Denoise,
+        parallel: StageParallel,
         transformer: Transformer,
         contexts: Contexts,
         states: Pair[LatentState],
@@ -194,7 +209,8 @@ class Denoiser:
     ) -> None:
         self.name = stage.name
         self.guidance = stage.guidance
-        self.transformer = transformer
+        self.parallel = parallel
+        self.transformer = parallel.wrap(transformer)
         self.contexts = contexts
         self.context = context
         self.previous: Pair[Tensor] | None = None
@@ -204,7 +220,14 @@ class Denoiser:
 
     def __call__(self, states: Pair[LatentState], sigma: float, step: int) -> Pair[Tensor]:
         passes = self.guidance.passes(step)
-        results = [self._predict(each, states, sigma, number, len(passes)) for number, each in enumerate(passes)]
+        results = self.parallel.predict_passes(
+            passes,
+            lambda number, each: self._predict(each, states, sigma, f"pass {number + 1}/{len(passes)} ({each.name})"),
+            like=states.map(lambda state: state.latents),
+        )
+        if self.calls == 0:
+            for number, x0 in enumerate(results):
+                self._record(f"call000.forward{number}", x0)
         guided = self.guidance.combine(results, step, self.previous)
         self._record(f"call{self.calls:03d}.x0", guided)
         self.previous = guided
@@ -212,8 +235,8 @@ class Denoiser:
         self.context.progress.advance()
         return guided
 
-    def _predict(self, each: Pass, states: Pair[LatentState], sigma: float, number: int, total: int) -> Pair[Tensor]:
-        self.context.progress.note(f"pass {number + 1}/{total} ({each.name})")
+    def _predict(self, each: Pass, states: Pair[LatentState], sigma: float, note: str) -> Pair[Tensor]:
+        self.context.progress.note(note)
         prompt: Context | None = getattr(self.contexts, each.context)
         assert prompt is not None, "infer refuses a guidance whose contexts are not encoded"
         texts = Pair(prompt.video, prompt.audio)
@@ -226,12 +249,9 @@ class Denoiser:
         inputs = states.map(modality, texts, timesteps, each.enabled)
         velocities = Pair(*self.transformer(inputs.video, inputs.audio, each.perturbation))
         # A modality that sits out has no velocity; guidance doesn't ask for its result.
-        x0 = velocities.map(
+        return velocities.map(
             lambda velocity, state, times: to_denoised(state.latents, velocity, times), states, timesteps
         )
-        if self.calls == 0:
-            self._record(f"call000.forward{number}", x0)
-        return x0
 
     def _timesteps(self, uniform: bool, state: LatentState, sigma: float) -> Tensor:
         return state.timesteps(sigma)[:, :1] if uniform else state.timesteps(sigma)

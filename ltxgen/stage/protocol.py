@@ -13,6 +13,7 @@ from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.config.errors import Problem
 from ltxgen.config.recipe import Request
 from ltxgen.diffusion.numerics import Numerics
+from ltxgen.parallel.plan import ParallelPlan
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,16 @@ class PartRequest:
 class Setting:
     """The facts of a run that its stages may know before anything loads.
 
-    `artifacts` holds the files that were found, by artifact name; it is filled after stages are built and before they
-    infer, since only built stages say which files a run needs.
+    `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Both are
+    there once the files are known, which takes stages to ask for them: a plan builds its stages twice.
     """
 
     request: Request
     numerics: Numerics
     device: torch.device
     dtype: torch.dtype
-    artifacts: dict[str, ResolvedArtifact] = field(default_factory=dict)
+    artifacts: Mapping[str, ResolvedArtifact] = field(default_factory=dict)
+    parallel: ParallelPlan | None = None
 
 
 class StepProgress(Protocol):
@@ -86,6 +88,7 @@ class Stage(Protocol):
     writes: Sequence[str]
     parts: Sequence[PartRequest]
     size_multiple: int  # what the request's height and width must be multiples of
+    num_passes: int  # of the transformer in a step, at most; 0 for a stage without steps
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]: ...
     def describe(self) -> dict[str, Any]: ...

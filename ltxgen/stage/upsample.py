@@ -29,6 +29,7 @@ class Upsample:
     """Reads a video latent (1,C,F,H,W), writes `<name>.video`."""
 
     size_multiple = 1
+    num_passes = 0
 
     def __init__(self, config: UpsampleConfig, name: str, setting: Setting) -> None:
         self.config = config

@@ -39,6 +39,7 @@ class Write:
 
     writes = ()
     size_multiple = 1
+    num_passes = 0
     parts: tuple[PartRequest, ...] = ()
 
     def __init__(self, config: WriteConfig, name: str, setting: Setting) -> None:

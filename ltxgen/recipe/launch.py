@@ -1,0 +1,86 @@
+"""Runs a composed recipe: in this process, on ranks that it starts, or as one of those that accelerate started."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from ltxgen.config.recipe import Recipe, parse_recipe
+from ltxgen.parallel.ending import discarded_unless_done, exit_on_signals, is_rank, world_size
+from ltxgen.parallel.launch import agree, check_world_size, freeze, launch, thaw
+from ltxgen.recipe.plan import Plan, make_plan
+from ltxgen.recipe.run import NO_FOLDER, run_into, run_plan, whole_folder
+from ltxgen.runtime.displays import create_progress
+from ltxgen.runtime.progress import Progress
+from ltxgen.runtime.ranks import ONE_PROCESS, Ranks, start_ranks
+
+
+def run_config(config: Mapping[str, Any], words: tuple[str, ...] = ()) -> Path | None:
+    """Run the recipe; returns the output folder, or None on a rank that has none.
+
+    `words` are flags for the ranks that this process starts.
+    """
+    recipe = parse_recipe(config)
+    if is_rank():
+        check_world_size(recipe.parallel.num_processes, world_size())
+        return _run_among(start_ranks(), config)
+    if (recipe.parallel.num_processes or 1) > 1:
+        return _launch(recipe, config, words)
+    return _run_among(ONE_PROCESS, config)
+
+
+def _run_among(ranks: Ranks, config: Mapping[str, Any]) -> Path | None:
+    """Run as one of ranks that each composed `config`."""
+    agreed = agree(config, ranks.world_size, ranks.gather) if ranks.world_size > 1 else config
+    with _progress(ranks) as progress:
+        folder = run_plan(_plan(agreed, ranks, progress), agreed, progress, ranks)
+    return folder if ranks.is_main else None
+
+
+def run_as_rank(frozen: Path, sha256: str, folder: Path) -> None:
+    """Run as one of the ranks that `_launch` started; the first one fills `folder`."""
+    config = thaw(frozen, sha256)
+    ranks = start_ranks()
+    agreed = agree(config, ranks.world_size, ranks.gather)
+    # The launching process discards the folder as well, unless it was killed.
+    discard = functools.partial(shutil.rmtree, folder, ignore_errors=True)
+    with discarded_unless_done(discard) if ranks.is_main else nullcontext(), _progress(ranks) as progress:
+        plan = _plan(agreed, ranks, progress)
+        run_into(folder if ranks.is_main else NO_FOLDER, plan, agreed, progress, ranks)
+
+
+def _launch(recipe: Recipe, config: Mapping[str, Any], words: tuple[str, ...]) -> Path | None:
+    """Refuse what can be refused, then start the ranks. The output folder is made and completed here, by the process
+    that outlives them all."""
+    with create_progress() as progress:
+        make_plan(recipe, progress.note).require()
+    output = Path(recipe.output.dir).expanduser().absolute()
+    is_main = recipe.parallel.machine_rank == 0
+    with (
+        exit_on_signals(),
+        tempfile.TemporaryDirectory(prefix="ltxgen-") as scratch,
+        whole_folder(output) if is_main else nullcontext(NO_FOLDER) as folder,
+    ):
+        frozen, logs = Path(scratch) / "config.json", Path(scratch) / "logs"
+        sha256 = freeze({**config, "output": {**config["output"], "dir": str(output)}}, frozen)
+        launch(recipe.parallel, ["rank", str(frozen), sha256, str(folder), *words], logs)
+    return output if is_main else None
+
+
+def _plan(config: Mapping[str, Any], ranks: Ranks, progress: Progress) -> Plan:
+    plan = make_plan(parse_recipe(config), progress.note, ranks.local_rank)
+    if not ranks.is_main:  # its machine need not have the folder that the first rank writes
+        plan = dataclasses.replace(plan, problems=[each for each in plan.problems if each.path != "output.dir"])
+    for note in plan.require().notes:
+        progress.note(note)
+    return plan
+
+
+def _progress(ranks: Ranks) -> Progress:
+    return create_progress("auto" if ranks.is_main else "quiet")

@@ -1,0 +1,420 @@
+"""Every mesh against one rank: a tiny random transformer in fp32 on 2 and 4 processes (gloo).
+
+Each world of processes starts once, runs all meshes and cases, and leaves its findings in a file for the tests to read.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+from ltxgen.attention.sdpa import Sdpa
+from ltxgen.diffusion.pair import Pair
+from ltxgen.models.transformer import AttentionByRole, ModalityInput, Perturbation, Transformer, TransformerConfig
+from ltxgen.parallel.axes import Axis, Layout
+from ltxgen.parallel.plan import ParallelPlan, StageParallel
+from ltxgen.parallel.shape import MeshShape
+
+TOLERANCE = 1e-5
+SETTINGS = {
+    "num_layers": 3,
+    "in_channels": 6,
+    "out_channels": 6,
+    "num_attention_heads": 4,
+    "attention_head_dim": 12,
+    "cross_attention_dim": 48,
+    "audio_in_channels": 4,
+    "audio_out_channels": 4,
+    "audio_num_attention_heads": 4,
+    "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 32,
+    "av_ca_timestep_scale_multiplier": 1000.0,
+    "caption_proj_before_connector": True,
+    "apply_gated_attention": True,
+    "cross_attention_adaln": True,
+    "frequencies_precision": "float64",
+}
+LOCAL = AttentionByRole(*[Sdpa()] * 6)
+CONFIG = TransformerConfig.from_metadata({"transformer": SETTINGS})
+
+PLAIN = Perturbation()
+STG = Perturbation(frozenset({1}), frozenset({1}))
+ISOLATED = Perturbation(isolate_modalities=True)
+BOTH = Pair(True, True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the transformer. Token counts are None for an absent modality."""
+
+    video: int | None = 24
+    audio: int | None = 8
+    batch: int = 1
+    perturbation: Perturbation | tuple[Perturbation, ...] = PLAIN
+    per_token: bool = False
+    masked: bool = False
+    video_enabled: bool = True
+    audio_enabled: bool = True
+
+
+CASES = {
+    "divides": Case(),
+    "does_not_divide": Case(23, 18),
+    "more_audio_than_video": Case(6, 21),
+    "shards_of_padding": Case(5, 1),
+    "one_token_each": Case(1, 1),
+    "per_token_timesteps": Case(23, 18, per_token=True),
+    "masks": Case(23, 18, masked=True),
+    "masks_that_divide": Case(24, 8, masked=True, per_token=True),
+    "masks_and_padding_shards": Case(5, 1, masked=True),
+    "stg": Case(23, 18, perturbation=STG),
+    "isolated": Case(23, 18, perturbation=ISOLATED),
+    "batch": Case(22, 9, batch=2, per_token=True, masked=True),
+    "batch_of_passes": Case(22, 9, batch=2, perturbation=(STG, ISOLATED)),
+    "no_audio": Case(23, None),
+    "no_video": Case(None, 18),
+    "video_disabled": Case(23, 18, video_enabled=False),
+    "audio_disabled": Case(23, 18, audio_enabled=False),
+}
+MESHES = {
+    2: {"ulysses": MeshShape(ulysses=2), "ring": MeshShape(ring=2)},
+    4: {
+        "ulysses": MeshShape(ulysses=4),
+        "ring": MeshShape(ring=4),
+        "usp": MeshShape(ulysses=2, ring=2),
+        "guidance_ulysses": MeshShape(guidance=2, ulysses=2),
+        "guidance_ring": MeshShape(guidance=2, ring=2),
+    },
+}
+
+
+@dataclass(frozen=True)
+class GuidancePass:
+    context: int
+    perturbation: Perturbation = PLAIN
+    enabled: Pair[bool] = BOTH
+
+
+ALL_PASSES = (GuidancePass(0), GuidancePass(1), GuidancePass(0, STG), GuidancePass(0, ISOLATED))
+AUDIO_SITS_OUT = tuple(replace(each, enabled=Pair(True, False)) for each in ALL_PASSES)
+PASSES = {
+    "all": ALL_PASSES,
+    "no_stg": (*ALL_PASSES[:2], ALL_PASSES[3]),
+    "one": ALL_PASSES[:1],
+    "none": (),
+    "audio_sits_out": AUDIO_SITS_OUT,
+}
+GUIDED = {
+    2: {"guidance": MeshShape(guidance=2)},
+    4: {
+        "guidance": MeshShape(guidance=4),
+        "guidance_ulysses": MeshShape(guidance=2, ulysses=2),
+        "guidance_ring": MeshShape(guidance=2, ring=2),
+    },
+}
+WORLDS = (2, 4)
+
+
+def random_transformer(attention: AttentionByRole) -> Transformer:
+    """The same weights wherever it is made, large enough for every part to show in the result."""
+    torch.manual_seed(0)
+    transformer = Transformer(CONFIG, attention=attention).eval()
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.copy_(
+                torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5)
+            )
+    return transformer
+
+
+def random_inputs(case: Case, contexts_seed: int = 0) -> Pair[ModalityInput]:
+    generator = torch.Generator().manual_seed(1)
+    texts = torch.Generator().manual_seed(2 + contexts_seed)
+
+    def modality(count: int, channels: int, width: int, num_axes: int, enabled: bool) -> ModalityInput:
+        draw = torch.randn(case.batch, count, channels, generator=generator)
+        starts = (
+            torch.rand(case.batch, num_axes, count, 1, generator=generator)
+            * torch.tensor([4.0, 500, 500])[:num_axes, None, None]
+        )
+        sigma = torch.full((case.batch,), 0.7)
+        timesteps = torch.rand(case.batch, count, generator=generator) * 0.7 if case.per_token else sigma[:, None]
+        mask = None
+        if case.masked:
+            strengths = torch.tensor([0.0, 0.3, 1.0])
+            mask = strengths[torch.randint(3, (case.batch, count, count), generator=generator)]
+            mask = torch.maximum(mask, torch.eye(count))  # a token attends at least to itself
+        context = torch.randn(case.batch, 7, width, generator=texts)
+        bounds = torch.cat([starts, starts + 1], dim=-1)
+        return ModalityInput(draw, timesteps, sigma, bounds, context, attention_mask=mask, enabled=enabled)
+
+    return Pair(
+        None if case.video is None else modality(case.video, 6, 48, 3, case.video_enabled),
+        None if case.audio is None else modality(case.audio, 4, 32, 1, case.audio_enabled),
+    )
+
+
+@dataclass
+class Findings:
+    """What one rank saw: relative L2 errors, results' bytes, and received bytes against the formula."""
+
+    errors: dict[tuple[str, ...], float]
+    results: dict[tuple[str, ...], bytes]
+    traffic: dict[tuple[str, ...], tuple[int, int]]
+    computed: dict[tuple[str, ...], list[int]]
+
+
+def relative_l2(ours: Pair[Any], theirs: Pair[Any]) -> float:
+    """The larger of both modalities'; infinite where one has a result and the other none."""
+
+    def of(one: Tensor | None, other: Tensor | None) -> float:
+        if one is None or other is None:
+            return 0.0 if one is other else torch.inf
+        if one.shape != other.shape or not one.isfinite().all():
+            return torch.inf
+        return ((one - other).double().norm() / other.double().norm()).item()
+
+    return max(of(ours.video, theirs.video), of(ours.audio, theirs.audio))
+
+
+def bits(pair: Pair[Any]) -> bytes:
+    return b"|".join(b"none" if x is None else x.cpu().numpy().tobytes() for x in (pair.video, pair.audio))
+
+
+class World:
+    """One rank's side of the tests."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.findings = Findings({}, {}, {}, {})
+        self.reference = self.transformer(AttentionByRole())
+
+    def transformer(self, attention: AttentionByRole) -> Transformer:
+        return random_transformer(attention).to(self.device)
+
+    def inputs(self, case: Case, contexts_seed: int = 0) -> Pair[ModalityInput]:
+        def to_device(modality: ModalityInput) -> ModalityInput:
+            tensors = {name: x.to(self.device) for name, x in vars(modality).items() if isinstance(x, Tensor)}
+            return replace(modality, **tensors)
+
+        return random_inputs(case, contexts_seed).map(to_device)
+
+    def run(self) -> Findings:
+        size = dist.get_world_size()
+        for name, shape in MESHES[size].items():
+            plan = ParallelPlan(shape, CONFIG)
+            transformer = self.transformer(plan.roles(LOCAL))
+            stage = plan.stage(4, self.device)
+            for case_name, case in CASES.items():
+                self.check_case((name, case_name), stage, transformer, case)
+            self.check_alone((name, "alone"), transformer)
+        for name, shape in GUIDED[size].items():
+            plan = ParallelPlan(shape, CONFIG)
+            transformer = self.transformer(plan.roles(LOCAL))
+            self.check_plan(name, plan, transformer)
+        if size == 4:
+            self.check_three()
+        return self.findings
+
+    def check_case(self, key: tuple[str, ...], stage: StageParallel, transformer: Transformer, case: Case) -> None:
+        inputs = self.inputs(case)
+        expected = Pair(*self.reference(inputs.video, inputs.audio, case.perturbation))
+        found = Pair(*stage.wrap(transformer)(inputs.video, inputs.audio, case.perturbation))
+        self.note(key, found, expected)
+
+    def check_alone(self, key: tuple[str, ...], transformer: Transformer) -> None:
+        """A transformer with the roles of a mesh, called without its wrapper."""
+        inputs = self.inputs(Case(23, 18))
+        expected = Pair(*self.reference(inputs.video, inputs.audio))
+        self.note(key, Pair(*transformer(inputs.video, inputs.audio)), expected)
+
+    def check_plan(self, name: str, plan: ParallelPlan, transformer: Transformer) -> None:
+        for passes_name, passes in PASSES.items():
+            for num_passes in (4, 1):  # the guided stage, and the refining one that all ranks share
+                key = (name, f"{passes_name}_in_stage_of_{num_passes}")
+                with received_bytes() as received:
+                    self.check_passes(key, plan.stage(num_passes, self.device), transformer, passes)
+                if num_passes == len(passes) and passes_name != "audio_sits_out":
+                    predicted = plan.traffic(passes, Pair(23, 18), bytes_per_value=4)
+                    self.findings.traffic[key] = (received.total(), predicted.total)
+
+    def check_passes(
+        self, key: tuple[str, ...], stage: StageParallel, transformer: Any, passes: tuple[GuidancePass, ...]
+    ) -> None:
+        case, computed = Case(23, 18, per_token=True), []
+        like = self.inputs(case).map(lambda modality: modality.latents)
+        wrapped = stage.wrap(transformer)
+
+        def predict(number: int, each: GuidancePass, model: Any = wrapped) -> Pair[Tensor]:
+            computed.append(number)
+            inputs = self.inputs(case, contexts_seed=each.context)
+            inputs = inputs.map(lambda modality, enabled: replace(modality, enabled=enabled), each.enabled)
+            return Pair(*model(inputs.video, inputs.audio, each.perturbation))
+
+        results = stage.predict_passes(passes, predict, like)
+        self.findings.computed[key] = list(computed)
+        self.findings.errors[(*key, "count")] = float(len(results) - len(passes))
+        for number, each in enumerate(passes):
+            self.note((*key, str(number)), results[number], predict(number, each, self.reference))
+
+    def check_three(self) -> None:
+        """Three of the four ranks: passes that deal unevenly, a ring of odd length."""
+        group = dist.new_group([0, 1, 2])
+        if dist.get_rank() == 3:
+            return
+        axis = Axis(3, dist.get_rank(), group)
+        plan = ParallelPlan(MeshShape(ring=3), CONFIG)
+        transformer = self.transformer(plan.roles(LOCAL))
+        ring = StageParallel(Layout(ring=axis), plan.sequence, CONFIG.num_layers)
+        for case_name, case in CASES.items():
+            self.check_case(("ring_of_3", case_name), ring, transformer, case)
+        guidance = StageParallel(Layout(guidance=axis), plan.sequence, CONFIG.num_layers)
+        for passes_name, passes in PASSES.items():
+            self.check_passes(("guidance_of_3", passes_name), guidance, transformer, passes)
+
+    def note(self, key: tuple[str, ...], found: Pair[Any], expected: Pair[Any]) -> None:
+        self.findings.errors[key] = relative_l2(found, expected)
+        self.findings.results[key] = bits(found)
+
+
+class received_bytes:  # noqa: N801 - reads as a context
+    """Counts what arrives at this rank through the axes' collectives."""
+
+    def __enter__(self) -> Counter[str]:
+        counted: Counter[str] = Counter()
+        self.originals = {name: getattr(Axis, name) for name in ("all_to_all", "all_gather", "pass_on", "broadcast")}
+
+        def counting(name: str) -> Any:
+            original = self.originals[name]
+
+            def method(axis: Axis, x: Tensor, *arguments: Any) -> Any:
+                here = x.numel() * x.element_size()
+                counted[name] += {
+                    "all_to_all": here * (axis.size - 1) // axis.size,
+                    "all_gather": here * (axis.size - 1),
+                    "pass_on": here,
+                    "broadcast": here * (axis.rank not in arguments),
+                }[name]
+                return original(axis, x, *arguments)
+
+            return method
+
+        for name in self.originals:
+            setattr(Axis, name, counting(name))
+        return counted
+
+    def __exit__(self, *error: object) -> None:
+        for name, original in self.originals.items():
+            setattr(Axis, name, original)
+
+
+def run_rank(rank: int, size: int, port: int, folder: str, device: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=60))
+    try:
+        with torch.inference_mode():
+            findings = World(device).run()
+        (Path(folder) / str(rank)).write_bytes(pickle.dumps(findings))
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def run_world(size: int, folder: Path, device: str = "cpu") -> list[Findings]:
+    """Each rank's findings."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Ranks fork from a process that has imported torch.
+    multiprocessing.set_forkserver_preload(["ltxgen.attention.sdpa", "ltxgen.parallel.plan"])
+    torch.multiprocessing.start_processes(
+        run_rank, (size, port, str(folder), device), nprocs=size, start_method="forkserver"
+    )
+    return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Findings]]:
+    """The findings of each rank, by the number of ranks."""
+    return {size: run_world(size, tmp_path_factory.mktemp("world")) for size in WORLDS}
+
+
+def meshes() -> Iterator[tuple[int, str, str]]:
+    for size in WORLDS:
+        yield from ((size, name, case) for name in MESHES[size] for case in (*CASES, "alone"))
+    yield from ((4, "ring_of_3", case) for case in CASES)
+
+
+@pytest.mark.parametrize(("size", "mesh", "case"), list(meshes()))
+def test_a_mesh_gives_the_velocities_of_one_rank(worlds: Any, size: int, mesh: str, case: str):
+    ranks = worlds[size][: 3 if mesh == "ring_of_3" else size]
+    assert max(rank.errors[mesh, case] for rank in ranks) <= TOLERANCE
+    assert len({rank.results[mesh, case] for rank in ranks}) == 1, "ranks differ"
+
+
+def guided() -> Iterator[tuple[int, str, str]]:
+    for size in WORLDS:
+        for name in GUIDED[size]:
+            yield from ((size, name, f"{passes}_in_stage_of_{count}") for passes in PASSES for count in (4, 1))
+    yield from ((4, "guidance_of_3", passes) for passes in PASSES)
+
+
+@pytest.mark.parametrize(("size", "mesh", "case"), list(guided()))
+def test_all_ranks_have_all_passes_in_order(worlds: Any, size: int, mesh: str, case: str):
+    ranks = worlds[size][: 3 if mesh == "guidance_of_3" else size]
+    num_passes = len(PASSES[case.split("_in_stage")[0]])
+    assert all(rank.errors[mesh, case, "count"] == 0 for rank in ranks)
+    for number in map(str, range(num_passes)):
+        assert max(rank.errors[mesh, case, number] for rank in ranks) <= TOLERANCE
+        assert len({rank.results[mesh, case, number] for rank in ranks}) == 1, "ranks differ"
+
+
+@pytest.mark.parametrize(
+    ("size", "mesh", "case", "dealt"),
+    [
+        (2, "guidance", "all_in_stage_of_4", [[0, 2], [1, 3]]),
+        (2, "guidance", "no_stg_in_stage_of_4", [[0, 2], [1]]),
+        (2, "guidance", "one_in_stage_of_1", [[0], [0]]),
+        (4, "guidance", "all_in_stage_of_4", [[0], [1], [2], [3]]),
+        (4, "guidance", "no_stg_in_stage_of_4", [[0], [1], [2], []]),
+        (4, "guidance", "none_in_stage_of_4", [[], [], [], []]),
+        (4, "guidance_of_3", "all", [[0], [1], [2, 3]]),
+        (4, "guidance_ulysses", "all_in_stage_of_4", [[0, 2], [0, 2], [1, 3], [1, 3]]),
+    ],
+)
+def test_each_rank_computes_its_passes_only(worlds: Any, size: int, mesh: str, case: str, dealt: list[list[int]]):
+    assert [rank.computed[mesh, case] for rank in worlds[size][: len(dealt)]] == dealt
+
+
+@pytest.mark.parametrize("size", WORLDS)
+def test_traffic_is_what_the_formula_says(worlds: Any, size: int):
+    for key in worlds[size][0].traffic:
+        counted = max(rank.traffic[key][0] for rank in worlds[size])
+        assert counted == worlds[size][0].traffic[key][1] > 0, key
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_through_nccl(tmp_path: Path):
+    ranks = run_world(2, tmp_path, "cuda")
+    for key in ranks[0].errors:
+        assert max(rank.errors[key] for rank in ranks) <= TOLERANCE, key
+    for key in ranks[0].results:
+        assert len({rank.results[key] for rank in ranks}) == 1, key
