@@ -157,7 +157,7 @@ PLANS = [
         "stages.base.guidance.video.stg_blocks=[4]": "video.stg_blocks = [4]: must be between 0 and 3, this",
         "stages.base.guidance.audio.stg_blocks=[]": "audio.stg_blocks: must name a block when stg_scale is not 0",
         "stages.refine.sigmas=[1.5,0]": "must hold levels between 0 and 1 only",
-        "+stages.prompt.negative=false": "needs the negative prompt, which the prompt stage leaves out",
+        "stages.prompt.negative=false": "needs the negative prompt, which the prompt stage leaves out",
     },
     {"request.fps=1e9": "request.fps = 1000000000: too high"},
     {"stages.refine.video=base.video": "stages.refine.video = base.video: holds 2x1x1 latents"},
