@@ -16,6 +16,10 @@ from ltxgen.registry import register
 class SingleConfig(LaunchConfig):
     """The whole run in this process."""
 
+    @property
+    def weights(self) -> str:
+        return "replicated"
+
     def shape(self, num_ranks: int) -> MeshShape:
         return MeshShape()
 

@@ -27,6 +27,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(artifact_table(plan.specs, plan.artifacts, plan.tried))
     for line in plan.attention:
         console.print(f"attention of {line}")
+    for line in plan.weights:
+        console.print(line)
     for note in plan.notes:
         console.print(f"note: {note}")
 
