@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ class Placement(Protocol):
     def local(self, tensor: Tensor) -> Tensor:
         """The rows that are held here, to be read and changed in place."""
 
-    def released(self) -> None:
-        """Components were dropped: see to it that their memory is free."""
+    def released(self, names: Sequence[str]) -> None:
+        """The components of these names were dropped: their memory can be had again when this returns."""
 
 
 class Whole:
@@ -46,7 +47,7 @@ class Whole:
     def local(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def released(self) -> None:
+    def released(self, names: Sequence[str]) -> None:
         pass
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,8 +53,9 @@ class ShardedWeights:
     def local(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    def released(self) -> None:
-        gc.collect()  # FSDP's records and the modules they belong to refer to each other
+    def released(self, names: Sequence[str]) -> None:
+        if not BLOCKS.keys().isdisjoint(names):
+            gc.collect()  # FSDP's records and the modules they belong to refer to each other
 
 
 def _call_in_turn(block: nn.Module, following: nn.Module) -> None:

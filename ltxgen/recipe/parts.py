@@ -64,5 +64,5 @@ class ArtifactParts:
     def released(self, names: Sequence[str]) -> None:
         for name in names:
             self._fused.pop(name, None)
-        self._placement.released()
+        self._placement.released(names)
         free_memory(self._device)
