@@ -35,13 +35,13 @@ from ltxgen.models.transformer import ModalityInput
 from ltxgen.models.transformer.perturbation import BlockPerturbation
 from ltxgen.parallel.guidance import repeats
 from ltxgen.parallel.weights import BLOCKS, rows_of_rank, sharded_size
+from ltxgen.recipe.launch import run_config
 
 TOLERANCE = 1e-5
 SECONDS = 100  # for a world; ranks that wait for each other would never end
 # What differs between stages is fused and taken out; some steps have fewer passes than the first, and one has none.
 WORDS = (
     "runtime.dtype=float32",
-    "runtime.device=cpu",
     "runtime.threads=1",
     "stages.base.steps=3",
     "+stages.base.loras.distilled=0.25",
@@ -53,13 +53,20 @@ PASSES = [4, 0, 3]
 RUNS = {
     2: {"guidance": ("parallel=guidance",), "ulysses": ("parallel=ulysses",)},
     3: {"guidance": ("parallel=guidance",)},
-    4: {
-        "guidance_ulysses": ("parallel=guidance_ulysses",),
-        "guidance": ("parallel=guidance",),
-        "usp": ("parallel=usp",),
-    },
+    4: {"guidance_ulysses": ("parallel=guidance_ulysses",), "guidance": ("parallel=guidance",)},
 }
 PARTS_ON = 4  # ranks; nine rows of a table are three for each but the last, which has none
+
+
+# Ranks fork from a process that has imported these.
+PRELOAD = [
+    "accelerate",
+    "ltxgen.models.text_encoder.gemma",
+    "ltxgen.models.text_encoder.tokenizer",
+    "ltxgen.models.vocoder",
+    "ltxgen.parallel.fsdp",
+    "ltxgen.recipe.launch",
+]
 
 
 @dataclass
@@ -204,8 +211,8 @@ def relative_l2(ours: Tensor, theirs: Tensor) -> float:
 
 
 def run_rank(rank: int, size: int, port: int, configs: Sequence[dict[str, Any]], folder: str) -> None:
-    from ltxgen.recipe.launch import run_config
-
+    if configs[0]["runtime"]["device"] == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # ranks take a GPU each where there are any
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
     os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
@@ -222,7 +229,7 @@ def run_world(size: int, configs: Sequence[dict[str, Any]], folder: Path) -> Non
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.set_forkserver_preload(["ltxgen.recipe.launch", "ltxgen.parallel.fsdp", "transformers"])
+    multiprocessing.set_forkserver_preload(PRELOAD)
     ranks = torch.multiprocessing.start_processes(
         run_rank, (size, port, configs, str(folder)), nprocs=size, start_method="forkserver", join=False
     )
@@ -233,6 +240,10 @@ def run_world(size: int, configs: Sequence[dict[str, Any]], folder: Path) -> Non
     finally:
         for process in ranks.processes:
             process.kill()
+
+
+def sharded_config(output: Path, *words: str) -> dict[str, Any]:
+    return compose.compose_config([*words, "parallel.weights=sharded", "output.tensors=true", f"output.dir={output}"])
 
 
 @dataclass(frozen=True)
@@ -248,20 +259,20 @@ def worlds(tiny_words: tuple[str, ...], tiny_set: Any, offline: None, tmp_path_f
     runs: dict[tuple[int, str], Path] = {}
     for size, named in RUNS.items():
         folder = tmp_path_factory.mktemp(f"world_of_{size}")
-        configs = []
-        for name, words in named.items():
-            runs[size, name] = folder / name
-            sharded = (*words, "parallel.weights=sharded", "output.tensors=true", f"output.dir={folder / name}")
-            configs.append(compose.compose_config([*tiny_words, *WORDS, *sharded]))
-        run_world(size, configs, folder)
+        runs |= {(size, name): folder / name for name in named}
+        words = (*tiny_words, *WORDS, "runtime.device=cpu")
+        run_world(size, [sharded_config(folder / name, *words, *mesh) for name, mesh in named.items()], folder)
     return Worlds(runs, [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(PARTS_ON)])
 
 
 @pytest.mark.parametrize(("size", "name"), [(size, name) for size, named in RUNS.items() for name in named])
 def test_two_stages_give_what_one_process_gives(worlds: Worlds, stored_run: Any, size: int, name: str):
-    mine, theirs = (
-        load_file(folder / "tensors.safetensors") for folder in (worlds.runs[size, name], stored_run(*WORDS))
-    )
+    check_run(worlds.runs[size, name], stored_run(*WORDS, "runtime.device=cpu"))
+
+
+def check_run(sharded: Path, alone: Path) -> None:
+    """The same noise, and everything else the same but for rounding."""
+    mine, theirs = (load_file(folder / "tensors.safetensors") for folder in (sharded, alone))
     assert mine.keys() == theirs.keys()
     noise = [key for key in mine if ".noise." in key]
     assert len(noise) == 4
@@ -270,6 +281,7 @@ def test_two_stages_give_what_one_process_gives(worlds: Worlds, stored_run: Any,
         if mine[key].is_floating_point():
             assert relative_l2(mine[key], theirs[key]) <= TOLERANCE, key
     assert {"base.final.video", "refine.final.video", "refine.final.audio"} <= mine.keys()
+    assert any("wave" in key or "sound" in key for key in mine), mine.keys()
 
 
 def test_steps_deal_unevenly(run_ltxgen: Any, tiny_words: tuple[str, ...], tmp_path: Path):
@@ -338,3 +350,13 @@ def test_what_is_refused_and_what_the_plan_says(run_ltxgen: Any, tiny_words: tup
     assert [line.split(":")[0] for line in lines] == [
         f"weights of the {name} sharded over 4 ranks" for name in ("text_encoder", "transformer")
     ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_through_nccl(stored_run: Any, tiny_words: tuple[str, ...], tmp_path: Path):
+    words = (*tiny_words, *WORDS, "runtime.device=cuda")
+    meshes = RUNS[2]
+    run_world(2, [sharded_config(tmp_path / name, *words, *mesh) for name, mesh in meshes.items()], tmp_path)
+    for name in meshes:
+        check_run(tmp_path / name, stored_run(*WORDS, "runtime.device=cuda"))
