@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -227,6 +228,36 @@ def test_gpus_are_not_shared():
     (problem,) = launch_problems(LaunchConfig(num_processes=3), num_gpus=2)
     assert str(problem).startswith("parallel.num_processes = 3: puts 3 processes on this machine, which has 2 GPUs")
     assert str(problem).endswith("the most is 2")
+
+
+def test_two_machines(start, stored_run, tiny_words, tmp_path: Path):
+    """Two launchers that meet over TCP, as on two machines; the second one writes nothing."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = (
+        *tiny_words,
+        "output.tensors=true",
+        "runtime.threads=1",
+        "parallel=ring",
+        RANKS,
+        "parallel.num_machines=2",
+        "parallel.main_process_ip=127.0.0.1",
+        f"parallel.main_process_port={port}",
+    )
+    second = start(*words, "parallel.machine_rank=1", "output.dir=second")
+    first = start(*words, "parallel.machine_rank=0", "output.dir=first")
+    code, out, err = first.wait()
+    assert code == 0, err
+    assert out.splitlines()[0] == str(tmp_path / "first/video.mp4")
+    code, out, err = second.wait()
+    assert (code, out) == (0, ""), err
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    mine, alone = (load_file(each / "tensors.safetensors") for each in (tmp_path / "first", stored_run()))
+    for name in ("base.noise.video", "refine.noise.audio"):
+        assert torch.equal(mine[name], alone[name])
+    for name in ("refine.final.video", "refine.final.audio"):
+        assert (mine[name] - alone[name]).norm() <= 1e-5 * alone[name].norm()
 
 
 def test_the_command_line_of_several_machines(monkeypatch, tmp_path: Path):
