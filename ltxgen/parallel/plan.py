@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,17 +17,22 @@ from ltxgen.parallel.sequence import ROLES, SequenceParallel, VelocityModel
 from ltxgen.parallel.shape import Choice, MeshShape
 from ltxgen.parallel.traffic import Traffic, step_traffic
 
+if TYPE_CHECKING:
+    from ltxgen.parallel.fsdp import ShardedWeights
+
 
 class ParallelPlan:
     """The ranks as chosen; stages with fewer passes use them in another shape.
 
     `roles` go into the transformer when it is built, `stage` wraps it around its use. Process groups are made at the
-    first use of a shape, which all ranks reach together.
+    first use of a shape, which all ranks reach together. With `sharded_weights`, no rank has the whole of the large
+    components.
     """
 
     def __init__(self, choice: Choice, cost: CostModel) -> None:
         self.choice = choice
         self.shape = choice.shape
+        self.sharded_weights = choice.sharded
         self.cost = cost
         self.config: TransformerConfig = cost.config
         self.sequence = SequenceParallel()
@@ -66,7 +72,15 @@ class ParallelPlan:
         shape = self.stage_shape(num_passes)
         if shape not in self._layouts:
             self._layouts[shape] = Layout.build(shape, device_type)
-        return StageParallel(self._layouts[shape], self.sequence, self.config.num_layers)
+        return StageParallel(self._layouts[shape], self.sequence, self.config.num_layers, self.sharded_weights)
+
+    def placement(self, device_type: str) -> ShardedWeights | None:
+        """How components are placed on the ranks; None: each is whole on every one."""
+        if not self.sharded_weights:
+            return None
+        from ltxgen.parallel.fsdp import ShardedWeights  # takes half a second to import
+
+        return ShardedWeights(self.shape.num_ranks, device_type)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +90,7 @@ class StageParallel:
     layout: Layout
     sequence: SequenceParallel
     num_blocks: int
+    sharded_weights: bool = False
 
     def wrap(self, transformer: VelocityModel) -> VelocityModel:
         """`transformer` run by all ranks of the sequence, whole in and whole out."""
@@ -85,4 +100,6 @@ class StageParallel:
         self, passes: Sequence[Pass], predict: Callable[[int, Pass], Pair[Tensor]], like: Pair[Tensor]
     ) -> list[Pair[Tensor]]:
         """The result of `predict(number, pass)` for every pass, in order; `like` has a result's shapes and dtypes."""
-        return predict_passes(passes, predict, like, self.layout.guidance, self.num_blocks)
+        return predict_passes(
+            passes, predict, like, self.layout.guidance, self.num_blocks, equally_many=self.sharded_weights
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, ResolvedArtifact
 from ltxgen.artifacts.catalog import LTX23_SPECS, candidate
 from ltxgen.artifacts.check import check_artifacts
-from ltxgen.artifacts.components import BuildOptions, artifact_of
+from ltxgen.artifacts.components import COMPONENTS, BuildOptions, artifact_of
+from ltxgen.artifacts.hub import shown_size
+from ltxgen.artifacts.load import component_shapes
 from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.attention.choice import AttentionPlan, Side, choose, role_specs
@@ -30,6 +32,7 @@ from ltxgen.models.transformer import TransformerConfig
 from ltxgen.parallel.cost import TEXT_TOKENS, CostModel, Work
 from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
+from ltxgen.parallel.weights import BLOCKS, sharded_size
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.runtime.environment import resolve_device, resolve_dtype
@@ -40,7 +43,7 @@ from ltxgen.stage.protocol import Setting, Stage
 @dataclass(frozen=True)
 class Plan:
     """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
-    the backend of each role and why not another, `parallel` how ranks share the work and what that should take.
+    the backend of each role and why not another, `weights` what of them each rank holds where they are sharded.
 
     `problems` keep it from running anywhere, `here` from running on this machine.
     """
@@ -57,7 +60,8 @@ class Plan:
     problems: Sequence[Problem]
     notes: Sequence[str]
     attention: Sequence[str]
-    parallel: Sequence[str]
+    parallel: ParallelPlan | None
+    weights: Sequence[str]
     here: Sequence[Problem]
 
     def require(self) -> Plan:
@@ -121,7 +125,8 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
         tuple(dict.fromkeys(problems)),
         checked.notes,
         tuple(attention.lines()),
-        () if parallel is None else tuple(parallel.lines()),
+        parallel,
+        tuple(_weight_lines(parallel, stages, resolution.artifacts, dtype)),
         here,
     )
 
@@ -154,6 +159,30 @@ def _parallel_plan(
     if problems or cost is None:
         return None, problems
     return ParallelPlan(recipe.parallel.choose(num_ranks, cost), cost), []
+
+
+def _weight_lines(
+    parallel: ParallelPlan | None,
+    stages: Mapping[str, Stage],
+    artifacts: Mapping[str, ResolvedArtifact],
+    dtype: torch.dtype,
+) -> Iterator[str]:
+    """What each rank holds of the components that are sharded."""
+    if parallel is None or not parallel.sharded_weights:
+        return
+    for name in component_names(stages):
+        if name not in BLOCKS or artifact_of(name) not in artifacts:
+            continue
+        try:
+            shapes = component_shapes(COMPONENTS[name], artifacts[artifact_of(name)], BuildOptions())
+        except (BadFile, ValueError):
+            continue  # the artifact's own check says what is wrong with it
+        num_ranks = parallel.shape.num_ranks
+        size = sharded_size(name, shapes, dtype.itemsize, num_ranks)
+        yield (
+            f"weights of the {name} sharded over {num_ranks} ranks: {shown_size(size.held)} of "
+            f"{shown_size(size.whole)} on each, {shown_size(size.gathered)} received whenever it runs"
+        )
 
 
 def _attention_plan(

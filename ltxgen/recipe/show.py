@@ -27,8 +27,10 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(artifact_table(plan.specs, plan.artifacts, plan.tried))
     for line in plan.attention:
         console.print(f"attention of {line}")
-    for line in plan.parallel:
+    for line in [] if plan.parallel is None else plan.parallel.lines():
         console.print(f"parallel: {line}")
+    for line in plan.weights:
+        console.print(line)
     for note in [*plan.notes, *(f"not on this machine: {problem}" for problem in plan.here)]:
         console.print(f"note: {note}")
 
