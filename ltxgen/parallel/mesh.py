@@ -16,11 +16,15 @@ from ltxgen.registry import register
 @register("parallel", "mesh")
 @dataclass(frozen=True)
 class MeshConfig(LaunchConfig):
-    """Ranks along each axis; one of them may be null: the ranks that the others leave."""
+    """Ranks along each axis; one of them may be null: the ranks that the others leave.
+
+    With `vae_tiles` the tiles of a decoded video are dealt to all ranks, without it the first one decodes them all.
+    """
 
     guidance: PositiveInt | None = 1
     ulysses: PositiveInt | None = 1
     ring: PositiveInt | None = 1
+    vae_tiles: bool = True
 
     def shape(self, num_ranks: int) -> MeshShape:
         """The mesh of `num_ranks` ranks; only after `problems` has found none."""

@@ -1,4 +1,4 @@
-"""One run's parallelism: known when it is planned, put to work by its denoising stages."""
+"""One run's parallelism: known when it is planned, put to work by its stages."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from torch import Tensor
 
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import AttentionByRole, TransformerConfig
-from ltxgen.parallel.axes import Layout
+from ltxgen.models.video_vae import Tile
+from ltxgen.parallel.axes import Axis, Layout
 from ltxgen.parallel.guidance import Pass, predict_passes
 from ltxgen.parallel.sequence import ROLES, SequenceParallel, VelocityModel
 from ltxgen.parallel.shape import MeshShape
+from ltxgen.parallel.tally import Communication
+from ltxgen.parallel.tiles import TileDeal, TileParallel
 from ltxgen.parallel.traffic import Traffic, step_traffic
 
 
 class ParallelPlan:
     """`shape` as configured; stages with fewer passes use the same ranks in another shape.
 
+    With `vae_tiles` all ranks decode tiles of the video, without it the first one alone.
+
     `roles` go into the transformer when it is built, `stage` wraps it around its use. Process groups are made at the
     first use of a shape, which all ranks reach together.
     """
 
-    def __init__(self, shape: MeshShape, config: TransformerConfig) -> None:
+    def __init__(self, shape: MeshShape, config: TransformerConfig, vae_tiles: bool = True) -> None:
         self.shape = shape
         self.config = config
+        self.vae_tiles = vae_tiles
         self.sequence = SequenceParallel()
-        self._layouts: dict[MeshShape, Layout] = {}
 
     def roles(self, local: AttentionByRole) -> AttentionByRole:
         """The transformer's attention functions; `local` itself where a run has one rank."""
@@ -49,10 +54,17 @@ class ParallelPlan:
 
     def stage(self, num_passes: int, device_type: str) -> StageParallel:
         """The parallelism of a running stage of at most `num_passes` passes a step."""
-        shape = self.stage_shape(num_passes)
-        if shape not in self._layouts:
-            self._layouts[shape] = Layout.build(shape, device_type)
-        return StageParallel(self._layouts[shape], self.sequence, self.config.num_layers)
+        layout = Layout.build(self.stage_shape(num_passes), device_type)
+        return StageParallel(layout, self.sequence, self.config.num_layers)
+
+    def deal_tiles(self, tiles: Sequence[Tile]) -> TileDeal:
+        """Which rank decodes which of a video's tiles."""
+        return TileDeal(tiles, self.shape.num_ranks, self.shape.num_ranks if self.vae_tiles else 1)
+
+    def tiles(self, tiles: Sequence[Tile], device_type: str) -> TileParallel:
+        """The parallelism of a running stage that decodes `tiles`."""
+        axis = Axis() if self.shape.num_ranks == 1 else Axis.of_all_ranks(device_type)
+        return TileParallel(self.deal_tiles(tiles), axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,3 +84,8 @@ class StageParallel:
     ) -> list[Pair[Tensor]]:
         """The result of `predict(number, pass)` for every pass, in order; `like` has a result's shapes and dtypes."""
         return predict_passes(passes, predict, like, self.layout.guidance, self.num_blocks)
+
+    @property
+    def communication(self) -> Communication:
+        """What was counted on this rank since the stage began."""
+        return self.layout.communication

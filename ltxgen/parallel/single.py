@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ltxgen.config.errors import Problem
 from ltxgen.parallel.launch import LaunchConfig
@@ -15,6 +16,8 @@ from ltxgen.registry import register
 @dataclass(frozen=True)
 class SingleConfig(LaunchConfig):
     """The whole run in this process."""
+
+    vae_tiles: ClassVar[bool] = False
 
     def shape(self, num_ranks: int) -> MeshShape:
         return MeshShape()

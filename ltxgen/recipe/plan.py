@@ -135,7 +135,7 @@ def _parallel_plan(
     problems = recipe.parallel.problems("parallel", num_ranks, num_passes, num_heads)
     if problems or model is None:
         return None, problems
-    return ParallelPlan(recipe.parallel.shape(num_ranks), model), []
+    return ParallelPlan(recipe.parallel.shape(num_ranks), model, recipe.parallel.vae_tiles), []
 
 
 def _attention_plan(
