@@ -126,7 +126,7 @@ class StageExecutor:
             parts = self._parts(stage, rest)
             loaded = time.perf_counter()
             inputs = {key: self._counted(state[key], entry, memory) for key in stage.reads}
-            entry.details = stage.describe()
+            entry.details = dict(stage.describe())
             written = stage.run(inputs, parts, make_context(progress, entry))
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # what the stage queued is its own time
