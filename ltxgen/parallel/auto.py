@@ -31,7 +31,7 @@ class AutoConfig(LaunchConfig):
         told = ", ".join(f"{shape} {seconds[shape]:.1f} s" for shape in others[:OTHERS_TOLD])
         on = f"{num_ranks} {cost.hardware.name}"
         why = f"{first}: {seconds[first]:.1f} s of denoising predicted on {on}" + (f"; {told}" if told else "")
-        return Choice(first, not whole, (why, _weights(cost, first, whole=bool(whole))))
+        return Choice(first, not whole, why=(why, _weights(cost, first, whole=bool(whole))))
 
     def problems(self, path: str, num_ranks: int, num_passes: int, num_heads: Mapping[str, int]) -> list[Problem]:
         return []

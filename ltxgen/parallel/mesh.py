@@ -20,20 +20,22 @@ from ltxgen.registry import register
 class MeshConfig(LaunchConfig):
     """Ranks along each axis; one of them may be null: the ranks that the others leave.
 
-    `weights` of the transformer and of the text encoder: all on every rank, or a part on each of all ranks.
+    `weights` of the transformer and of the text encoder: all on every rank, or a part on each of all ranks. With
+    `vae_tiles` the tiles of a decoded video are dealt to all ranks, without it the first one decodes them all.
     """
 
     guidance: PositiveInt | None = 1
     ulysses: PositiveInt | None = 1
     ring: PositiveInt | None = 1
     weights: Literal["replicated", "sharded"] = "replicated"
+    vae_tiles: bool = True
 
     def shape(self, num_ranks: int) -> MeshShape:
         """The mesh of `num_ranks` ranks; only after `problems` has found none."""
         return MeshShape(**self._degrees(num_ranks))
 
     def choose(self, num_ranks: int, cost: CostModel) -> Choice:
-        return Choice(self.shape(num_ranks), self.weights == "sharded")
+        return Choice(self.shape(num_ranks), self.weights == "sharded", self.vae_tiles)
 
     def problems(self, path: str, num_ranks: int, num_passes: int, num_heads: Mapping[str, int]) -> list[Problem]:
         """What is wrong with it on `num_ranks` ranks.

@@ -1,4 +1,4 @@
-"""One run's parallelism: known when it is planned, put to work by its denoising stages."""
+"""One run's parallelism: known when it is planned, put to work by its stages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch import Tensor
 
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import AttentionByRole, TransformerConfig
-from ltxgen.parallel.axes import Layout
+from ltxgen.models.video_vae import Tile
+from ltxgen.parallel.axes import Axis, Layout
 from ltxgen.parallel.cost import CostModel, Work, common_heads
 from ltxgen.parallel.guidance import Pass, predict_passes
 from ltxgen.parallel.sequence import ROLES, SequenceParallel, VelocityModel
 from ltxgen.parallel.shape import Choice, MeshShape
+from ltxgen.parallel.tally import Communication
+from ltxgen.parallel.tiles import TileDeal, TileParallel
 from ltxgen.parallel.traffic import Traffic, step_traffic
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 class ParallelPlan:
     """The ranks as chosen; stages with fewer passes use them in another shape.
+
+    With `vae_tiles` all ranks decode tiles of the video, without it the first one alone.
 
     `roles` go into the transformer when it is built, `stage` wraps it around its use. Process groups are made at the
     first use of a shape, which all ranks reach together. With `sharded_weights`, no rank has the whole of the large
@@ -33,10 +38,10 @@ class ParallelPlan:
         self.choice = choice
         self.shape = choice.shape
         self.sharded_weights = choice.sharded
+        self.vae_tiles = choice.vae_tiles
         self.cost = cost
         self.config: TransformerConfig = cost.config
         self.sequence = SequenceParallel()
-        self._layouts: dict[MeshShape, Layout] = {}
 
     def roles(self, local: AttentionByRole) -> AttentionByRole:
         """The transformer's attention functions; `local` itself where a run has one rank."""
@@ -69,10 +74,8 @@ class ParallelPlan:
 
     def stage(self, num_passes: int, device_type: str) -> StageParallel:
         """The parallelism of a running stage of at most `num_passes` passes a step."""
-        shape = self.stage_shape(num_passes)
-        if shape not in self._layouts:
-            self._layouts[shape] = Layout.build(shape, device_type)
-        return StageParallel(self._layouts[shape], self.sequence, self.config.num_layers, self.sharded_weights)
+        layout = Layout.build(self.stage_shape(num_passes), device_type)
+        return StageParallel(layout, self.sequence, self.config.num_layers, self.sharded_weights)
 
     def placement(self, device_type: str) -> ShardedWeights | None:
         """How components are placed on the ranks; None: each is whole on every one."""
@@ -81,6 +84,15 @@ class ParallelPlan:
         from ltxgen.parallel.fsdp import ShardedWeights  # takes half a second to import
 
         return ShardedWeights(self.shape.num_ranks, device_type)
+
+    def deal_tiles(self, tiles: Sequence[Tile]) -> TileDeal:
+        """Which rank decodes which of a video's tiles."""
+        return TileDeal(tiles, self.shape.num_ranks, self.shape.num_ranks if self.vae_tiles else 1)
+
+    def tiles(self, tiles: Sequence[Tile], device_type: str) -> TileParallel:
+        """The parallelism of a running stage that decodes `tiles`."""
+        axis = Axis() if self.shape.num_ranks == 1 else Axis.of_all_ranks(device_type)
+        return TileParallel(self.deal_tiles(tiles), axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,3 +115,8 @@ class StageParallel:
         return predict_passes(
             passes, predict, like, self.layout.guidance, self.num_blocks, equally_many=self.sharded_weights
         )
+
+    @property
+    def communication(self) -> Communication:
+        """What was counted on this rank since the stage began."""
+        return self.layout.communication

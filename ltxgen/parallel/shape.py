@@ -41,10 +41,14 @@ class MeshShape:
 
 @dataclass(frozen=True)
 class Choice:
-    """How the ranks of a run lie and whether each holds a part of the weights; `why` where that was decided."""
+    """How the ranks of a run lie, whether each holds a part of the weights, and whether all decode tiles of the video.
+
+    `why` where that was decided here.
+    """
 
     shape: MeshShape
     sharded: bool = False
+    vae_tiles: bool = True
     why: tuple[str, ...] = ()
 
 

@@ -18,7 +18,7 @@ class SingleConfig(LaunchConfig):
     """The whole run in this process."""
 
     def choose(self, num_ranks: int, cost: CostModel) -> Choice:
-        return Choice(MeshShape())
+        return Choice(MeshShape(), vae_tiles=False)
 
     def problems(self, path: str, num_ranks: int, num_passes: int, num_heads: Mapping[str, int]) -> list[Problem]:
         return []

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ltxgen.config.errors import MISSING, Problem
 from ltxgen.media.pixels import to_uint8
-from ltxgen.models.video_vae import Tiling, VideoDecoder, decode_tiled
+from ltxgen.models.video_vae import Tiling, VideoDecoder, blend_tiles, list_tiles, tile_decoder
+from ltxgen.parallel.tiles import TileParallel
 from ltxgen.registry import register
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stream
+
+NUM_CHANNELS = 3  # red, green, blue
 
 
 @dataclass(frozen=True)
@@ -51,27 +56,60 @@ class DecodeVideo:
     def __init__(self, config: DecodeVideoConfig, name: str, setting: Setting) -> None:
         self.config = config
         self.name = name
+        self.setting = setting
+        self.size: Sequence[int] | None = None  # of the latent, which `infer` is told
         self.reads = (config.video,)
         self.writes = (f"{name}.frames",)
         self.parts = (PartRequest("video_decoder", setting.dtype),)
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
+        self.size = shapes.get(self.config.video)
         try:
-            if self.config.tiling is not None:
-                self.config.tiling.build()
+            _ = self.tiling
         except ValueError as error:
             return [Problem(f"stages.{self.name}.tiling", MISSING, line) for line in str(error).splitlines()]
         return []
 
+    @property
+    def tiling(self) -> Tiling | None:
+        """Raises ValueError for sizes that don't fit the latent grid."""
+        return self.config.tiling.build() if self.config.tiling else None
+
     def describe(self) -> dict[str, Any]:
-        return {"tiling": vars(self.config.tiling) if self.config.tiling else None}
+        described: dict[str, Any] = {"tiling": vars(self.config.tiling) if self.config.tiling else None}
+        if self.size is None or self.setting.parallel is None:
+            return described
+        deal = self.setting.parallel.deal_tiles(list_tiles(self.size, self.tiling))
+        described["tiles"] = deal.counts
+        if received := deal.received_bytes(NUM_CHANNELS * self.setting.dtype.itemsize):
+            described["received bytes on rank 0"] = {"tiles": received}
+        return described
 
     def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
-        return {self.writes[0]: Stream(self._frames(parts["video_decoder"], state[self.config.video]))}
+        latents: Tensor = state[self.config.video]
+        assert self.setting.parallel is not None, "a plan that can run knows its ranks"
+        tiles = list_tiles(latents.shape[2:], self.tiling)
+        parallel = self.setting.parallel.tiles(tiles, self.setting.device.type)
+        return {self.writes[0]: Stream(self._frames(parts["video_decoder"], latents, parallel, context))}
 
-    def _frames(self, decoder: VideoDecoder, latents: Tensor) -> Iterator[Tensor]:
-        if self.config.tiling is None:
-            yield to_uint8(decoder(latents))
-            return
-        for chunk in decode_tiled(decoder, latents, self.config.tiling.build()):
-            yield to_uint8(chunk)
+    def _frames(
+        self, decoder: VideoDecoder, latents: Tensor, parallel: TileParallel, context: RunContext
+    ) -> Iterator[Tensor]:
+        """On the first rank uint8 frames (f,H,W,3), chunk by chunk; on the others none."""
+        exact: list[Tensor] = []
+
+        def rounded(chunk: Tensor) -> Tensor:
+            if context.records:
+                exact.append(chunk[0].float().clamp(-1, 1).permute(1, 2, 3, 0).cpu())
+            return to_uint8(chunk)
+
+        chunks = parallel.stream(
+            decode=tile_decoder(decoder, latents),
+            empty=lambda tile: latents.new_empty((len(latents), NUM_CHANNELS, *tile.video_size)),
+            join=functools.partial(blend_tiles, size=latents.shape[2:], tiling=self.tiling),
+        )
+        # Not a loop, whose variable would keep each chunk alive while the next one is made.
+        yield from map(rounded, chunks)
+        if exact:
+            context.record(f"{self.name}.frames", torch.cat(exact))
+        context.report("communication", parallel.communication)

@@ -122,7 +122,7 @@ class Denoise:
         if parallel is not None and parallel.shape.num_ranks > 1:
             traffic = parallel.traffic(self.guidance.passes(0), work.tokens, self.setting.dtype.itemsize)
             described["mesh"] = str(parallel.stage_shape(self.num_passes))
-            described["received bytes a step and rank"] = traffic.total
+            described["received bytes a step and rank"] = traffic.by_kind
         return described
 
     @property
@@ -150,6 +150,7 @@ class Denoise:
         video, audio = self.video_grid.unpatchify(tokens.video), self.audio_grid.unpatchify(tokens.audio)
         context.record(f"{self.name}.final.video", video)
         context.record(f"{self.name}.final.audio", audio)
+        context.report("communication", parallel.communication)
         return {NOISE: state[NOISE], f"{self.name}.video": video, f"{self.name}.audio": audio}
 
     def _initial_states(self, state: Mapping[str, Any], sigma: float, context: RunContext) -> Pair[LatentState]:

@@ -58,12 +58,14 @@ class RunContext:
     """What the executor hands to a running stage.
 
     `folder` is where files are written (moved to the output folder as a whole at the end); `record(name, tensor)` keeps
-    an intermediate result if the run asked for them (`output.tensors=true`; `records` says so).
+    an intermediate result if the run asked for them (`output.tensors=true`; `records` says so). `report(name, fact)`
+    adds what the stage measured to its entry in the manifest; what is empty is left out.
     """
 
     folder: Path
     progress: StepProgress
     record: Callable[[str, torch.Tensor], None]
+    report: Callable[[str, Any], None]
     records: bool = False
 
 
