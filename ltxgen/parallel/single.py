@@ -17,7 +17,7 @@ from ltxgen.registry import register
 class SingleConfig(LaunchConfig):
     """The whole run in this process."""
 
-    vae_tiles: ClassVar[bool] = False
+    vae_tiles: ClassVar[bool] = False  # there is nobody to share them with
 
     def shape(self, num_ranks: int) -> MeshShape:
         return MeshShape()
