@@ -36,7 +36,7 @@ class Axis:
 
     @classmethod
     def of_all_ranks(cls, device_type: str) -> Axis:
-        """Every rank of the run, which all call this together; for `send` and `receive`."""
+        """Every rank of the run, all of which call this together: for `send` to the first and `receive` there."""
         world = dist.group.WORLD
         assert world is not None, "all ranks without process group"
         _connect(world, device_type)
@@ -154,6 +154,15 @@ def _axes(shape: MeshShape, device_type: str, world: dist.ProcessGroup) -> dict[
 
 @functools.cache
 def _connect(group: dist.ProcessGroup, device_type: str) -> None:
-    """NCCL connects a group in its first exchange, which all of its ranks must take part in: here one for that."""
-    if device_type == "cuda":
-        dist.all_reduce(torch.zeros((), device=device_type), group=group)
+    """Let every rank send something to the first.
+
+    NCCL connects a group in its first exchange, which all ranks must take part in, and two ranks in their first one,
+    in which they stand still until both are there.
+    """
+    values = torch.zeros(group.size(), 1, device=device_type)
+    moves: list[Move] = [(dist.irecv, values[rank], rank) for rank in range(1, group.size())]
+    if group.rank() > 0:
+        moves = [(dist.isend, values[0], 0)]
+    operations = [dist.P2POp(kind, x, group=group, group_peer=rank) for kind, x, rank in moves]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
