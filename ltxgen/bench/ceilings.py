@@ -19,7 +19,7 @@ from ltxgen.models.transformer import TransformerConfig
 from ltxgen.runtime.environment import DTYPES
 
 GPU_TOKENS = (6144, 24576)  # video of 768x512x121 and of 1536x1024x121: enough to fill a GPU
-_FP8 = "float8"
+FP8 = "float8"
 _FP8_SINCE = (8, 9)
 # `reference` holds every score in memory, `flex` compiles for each shape; neither is ever the fastest.
 _NOT_TRIED = frozenset({"reference", "flex"})
@@ -75,7 +75,7 @@ def _gemms(width: int, lengths: Sequence[int], device: torch.device, dtype: torc
     on_gpu = device.type == "cuda"
     kinds = dict.fromkeys((_name(dtype), *(DTYPES if on_gpu else ())))
     if on_gpu and torch.cuda.get_device_capability(device) >= _FP8_SINCE:
-        kinds[_FP8] = None
+        kinds[FP8] = None
     for kind in kinds:
         for length in lengths[:1] if kind == "float32" and on_gpu else lengths:
             work = 2 * length * width * 4 * width
@@ -84,7 +84,7 @@ def _gemms(width: int, lengths: Sequence[int], device: torch.device, dtype: torc
 
 
 def _product(kind: str, length: int, width: int, device: torch.device) -> Callable[[], object]:
-    if kind != _FP8:
+    if kind != FP8:
         dtype = getattr(torch, kind)
         x, weight = _random(length, width, device=device, dtype=dtype), _random(4 * width, width, device=device)
         weight = weight.to(dtype)

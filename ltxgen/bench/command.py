@@ -15,6 +15,7 @@ from torch import Tensor
 from ltxgen.artifacts.load import load_component
 from ltxgen.bench import peers, report
 from ltxgen.bench.ceilings import Ceilings, measure_ceilings
+from ltxgen.bench.conditions import Conditions
 from ltxgen.bench.decoding import STAGES, time_decoding
 from ltxgen.bench.options import CASES, FORWARD, GUIDED, REFINE, RUN, Options, parse_options
 from ltxgen.bench.results import Entry, Results
@@ -46,9 +47,12 @@ def bench(words: Sequence[str], compose: Callable[[Sequence[str]], Composed], co
         composed = [compose(each) for each in options.overrides_of_runs(Path(scratch) / "run")]
         plans = [make_plan(parse_recipe(config), _log).require() for config in composed]
         cases = _cases(options, plans)
-        results = Results({**versions(plans[0].device), **_peer_version(options)}, options.overrides)
+        machine = versions(plans[0].device)
+        if with_peer := _has_peer(options):
+            machine["diffusers"] = peers.version()
+        results = Results(machine, options.overrides)
         try:
-            for entry in _measure(cases, options, plans, composed, results):
+            for entry in _measure(cases, with_peer, plans, composed, results):
                 results.entries.append(entry)
                 _log(f"{entry.name}: {entry.ms:.1f} ms")
                 if options.json is not None:
@@ -92,14 +96,16 @@ def _cases(options: Options, plans: Sequence[Plan]) -> tuple[str, ...]:
 
 
 def _measure(
-    cases: Sequence[str], options: Options, plans: Sequence[Plan], composed: Sequence[Composed], results: Results
+    cases: Sequence[str], with_peer: bool, plans: Sequence[Plan], composed: Sequence[Composed], results: Results
 ) -> Iterator[Entry]:
     set_threads(plans[0].recipe.runtime.threads)
     use_full_float32()
     if any(case != RUN for case in cases):
-        ceilings = _ceilings(plans)
-        results.ceilings = dataclasses.asdict(ceilings)
-        yield from _time_parts(cases, options, plans, ceilings)
+        with create_progress("quiet").stage("bench") as progress:
+            context = RunContext(NO_FOLDER, progress, lambda name, tensor: None)
+            ceilings = _ceilings(plans)
+            results.ceilings = dataclasses.asdict(ceilings)
+            yield from _time_parts(cases, plans, Conditions(ceilings, with_peer, context, _log))
     for plan, config in zip(plans, composed, strict=True):
         if RUN in cases:
             _log(f"{RUN} {size_of(plan)}")
@@ -109,51 +115,45 @@ def _measure(
 @torch.inference_mode()
 def _ceilings(plans: Sequence[Plan]) -> Ceilings:
     _log("ceilings")
-    tokens = [shape.tokens.video or 0 for shape in stages_by_shape(plans)]
-    return measure_ceilings(_transformer_config(plans[0]), tokens, plans[0].device, plans[0].dtype, _log)
+    config = TransformerConfig.from_metadata(plans[0].artifacts["checkpoint"].config)
+    tokens = [shape.video.num_tokens for shape in stages_by_shape(plans)]
+    return measure_ceilings(config, tokens, plans[0].device, plans[0].dtype, _log)
 
 
 @torch.inference_mode()
-def _time_parts(cases: Sequence[str], options: Options, plans: Sequence[Plan], ceilings: Ceilings) -> Iterator[Entry]:
-    """The cases that need one component or two, each loaded for them alone: the transformer once for all shapes."""
-    with create_progress("quiet").stage("bench") as progress:
-        context = RunContext(NO_FOLDER, progress, lambda name, tensor: None)
-        if set(cases) & {FORWARD, GUIDED, REFINE}:
-            yield from _time_transformer(cases, options, plans, ceilings, context)
-        for case in (each for each in cases if each in STAGES):
-            for plan in plans:
-                _log(f"{case} {size_of(plan)}")
-                yield from time_decoding(case, plan, ceilings, context, _log)
+def _time_parts(cases: Sequence[str], plans: Sequence[Plan], conditions: Conditions) -> Iterator[Entry]:
+    """The cases that need one component or two, which are loaded for them alone and freed after them."""
+    if set(cases) & {FORWARD, GUIDED, REFINE}:
+        yield from _time_transformer(cases, plans, conditions)
+    for case in (each for each in cases if each in STAGES):
+        for plan in plans:
+            _log(f"{case} {size_of(plan)}")
+            yield from time_decoding(case, plan, conditions)
 
 
-def _time_transformer(
-    cases: Sequence[str], options: Options, plans: Sequence[Plan], ceilings: Ceilings, context: RunContext
-) -> Iterator[Entry]:
-    """LoRAs are left out: fused, they change no shape."""
-    shapes = stages_by_shape(plans)
-    plan = plans[0]
+def _time_transformer(cases: Sequence[str], plans: Sequence[Plan], conditions: Conditions) -> Iterator[Entry]:
+    """One transformer for all shapes. LoRAs are left out: fused, they change no shape."""
+    shapes, plan = stages_by_shape(plans), plans[0]
     request = dataclasses.replace(next(iter(shapes.values()))[0].parts[0], loras=())
     _log("loading the transformer")
-    parts = ArtifactParts(plan.artifacts, plan.options, plan.device)
-    transformer = parts.build(request)
-    forwards = _peer_forwards(options, plan, transformer)
+    source = ArtifactParts(plan.artifacts, plan.options, plan.device)
+    transformer = source.build(request)
+    forwards: dict[str, peers.Forward] = {}
+    if conditions.with_peer:
+        forwards = peers.diffusers_forwards(transformer.config, _plain_weights(transformer, plan), plan.device)
     for shape, stages in shapes.items():
-        if FORWARD not in cases and not any(case_of(stage) in cases for stage in stages):
-            continue
-        _log(f"{shape}: {shape.tokens.video} video tokens, {shape.tokens.audio} audio tokens")
-        yield from time_steps(shape, stages, cases, transformer, forwards, ceilings, context, _log)
+        if FORWARD in cases or any(case_of(stage) in cases for stage in stages):
+            _log(f"{shape}: {shape.video.num_tokens} video tokens, {shape.audio.num_tokens} audio tokens")
+            yield from time_steps(shape, stages, cases, transformer, forwards, conditions)
     del transformer, forwards
-    parts.released([request.name])
+    source.released([request.name])
 
 
-def _peer_forwards(options: Options, plan: Plan, transformer: Transformer) -> dict[str, peers.Forward]:
-    if options.peer == "none":
-        return {}
-    why = peers.missing()
+def _has_peer(options: Options) -> bool:
+    why = "--peer none" if options.peer == "none" else peers.missing()
     if why is not None:
         _log(f"no peer: {why}")
-        return {}
-    return peers.diffusers_forwards(transformer.config, _plain_weights(transformer, plan), plan.device)
+    return why is None
 
 
 def _plain_weights(transformer: Transformer, plan: Plan) -> Mapping[str, Tensor]:
@@ -169,12 +169,6 @@ def _plain_weights(transformer: Transformer, plan: Plan) -> Mapping[str, Tensor]
 
 def _transformer_config(plan: Plan) -> TransformerConfig:
     return TransformerConfig.from_metadata(plan.artifacts["checkpoint"].config)
-
-
-def _peer_version(options: Options) -> dict[str, str]:
-    if options.peer == "none" or peers.missing():
-        return {}
-    return {"diffusers": peers.version()}
 
 
 def _log(message: str) -> None:

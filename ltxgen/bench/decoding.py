@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltxgen.artifacts.components import COMPONENTS, artifact_of
 from ltxgen.artifacts.load import build_on_meta
+from ltxgen.bench import peers
 from ltxgen.bench.ceilings import Ceilings
+from ltxgen.bench.conditions import Conditions
 from ltxgen.bench.options import DECODE, VOCODER
-from ltxgen.bench.results import Entry
-from ltxgen.bench.timing import Log, alternate
+from ltxgen.bench.results import Entry, PeerFigure
+from ltxgen.bench.timing import alternate
 from ltxgen.bench.whole import size_of
 from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.recipe.parts import ArtifactParts
@@ -26,29 +31,44 @@ from ltxgen.stage.protocol import RunContext, Stream
 STAGES: dict[str, type[DecodeVideo] | type[DecodeAudio]] = {DECODE: DecodeVideo, VOCODER: DecodeAudio}
 
 
-def time_decoding(case: str, plan: Plan, ceilings: Ceilings, context: RunContext, log: Log) -> Iterator[Entry]:
-    """Latents to uint8 frames on the device, tiled as the stage says; or to a waveform, by way of its spectrogram."""
+def time_decoding(case: str, plan: Plan, conditions: Conditions) -> Iterator[Entry]:
+    """Latents to uint8 frames on the device, tiled as the stage says; or to a waveform, by way of its spectrogram.
+
+    The peer of the video decoder is diffusers' in one piece.
+    """
     for stage in plan.stages.values():
         if not isinstance(stage, STAGES[case]):
             continue
         shape = _latent_shape(stage, plan)
-        parts = ArtifactParts(plan.artifacts, plan.options, plan.device)
-        built = {request.name: parts.build(request) for request in stage.parts}
-        noise = NoiseSource(plan.recipe.request.seed, device=plan.device, dtype=plan.dtype)
-        state = {stage.reads[0]: noise.draw(shape)}
-
-        def decode(stage=stage, state=state, built=built) -> None:
-            (made,) = stage.run(state, built, context).values()
-            if isinstance(made, Stream):
-                collections.deque(made, maxlen=0)
-
-        timing = alternate({case: decode}, plan.device, log)[case]
+        source = ArtifactParts(plan.artifacts, plan.options, plan.device)
+        parts = {request.name: source.build(request) for request in stage.parts}
+        latents = NoiseSource(plan.recipe.request.seed, device=plan.device, dtype=plan.dtype).draw(shape)
+        sides: dict[str, Callable[[], object]] = {
+            case: functools.partial(_decode, stage, latents, parts, conditions.context)
+        }
+        difference = None
+        theirs = peers.diffusers_decode(parts["video_decoder"]) if conditions.with_peer and case == DECODE else None
+        if theirs is not None:
+            difference = peers.relative_l2([parts["video_decoder"](latents)], [theirs(latents)])
+            sides[peers.EAGER] = functools.partial(theirs, latents)
+        timings = alternate(sides, plan.device, conditions.log)
         operations = count_operations(stage, shape, plan)
-        floor = _milliseconds(operations, ceilings)
-        tflop = sum(count for count, _ in operations) / 1e12
-        yield Entry.of(case, size_of(plan), timing, floor_ms=floor, details={**stage.describe(), "tflop": tflop})
-        built.clear()
-        parts.released([request.name for request in stage.parts])
+        yield Entry.of(
+            case,
+            size_of(plan),
+            timings[case],
+            floor_ms=_milliseconds(operations, conditions.ceilings),
+            peers={name: PeerFigure.of(timings[name], 1, difference) for name in sides if name != case},
+            details={**stage.describe(), "tflop": sum(count for count, _ in operations) / 1e12},
+        )
+        del parts, ours, sides, theirs
+        source.released([request.name for request in stage.parts])
+
+
+def _decode(stage: DecodeVideo | DecodeAudio, latents: Tensor, parts: Mapping[str, Any], context: RunContext) -> None:
+    (made,) = stage.run({stage.reads[0]: latents}, parts, context).values()
+    if isinstance(made, Stream):
+        collections.deque(made, maxlen=0)
 
 
 def _latent_shape(stage: DecodeVideo | DecodeAudio, plan: Plan) -> tuple[int, ...]:

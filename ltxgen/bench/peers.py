@@ -1,4 +1,4 @@
-"""diffusers' transformer with our weights: the same tensors, no second copy, eager and compiled."""
+"""diffusers' transformer and video decoder with our weights: the same tensors, no second copy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from ltxgen.models.transformer import ModalityInput, TransformerConfig
+from ltxgen.models.video_vae import Resample, ResStage, VideoDecoder
 
 Forward = Callable[[ModalityInput, ModalityInput], Sequence[Tensor | None]]
+
+Decode = Callable[[Tensor], Tensor]
 
 EAGER, COMPILED = "diffusers", "diffusers compiled"
 # Ours in the order in which they are looked for; a longer name comes before one that is part of it.
@@ -60,6 +63,68 @@ def diffusers_forwards(
         compiled.compile_repeated_blocks(fullgraph=True, dynamic=False)
         forwards[COMPILED] = _forward(compiled, config)
     return forwards
+
+
+def diffusers_decode(decoder: VideoDecoder) -> Decode | None:
+    """diffusers' video decoder, eager and in one piece, around the tensors of ours; None if it has no such layout."""
+    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoDecoder3d
+
+    arguments = _decoder_arguments(decoder)
+    if arguments is None:
+        return None
+    with torch.device("meta"):
+        model = LTX2VideoDecoder3d(**arguments)
+    statistics = decoder.per_channel_statistics
+    weights = {
+        _decoder_name(key): value
+        for key, value in decoder.state_dict().items()
+        if not key.startswith("per_channel_statistics.")
+    }
+    model.load_state_dict(weights, assign=True)
+    model.eval().requires_grad_(False)
+    return lambda latents: model(statistics.denormalize(latents))
+
+
+def _decoder_arguments(decoder: VideoDecoder) -> dict[str, Any] | None:
+    """Blocks in the order of the file, which is run backwards; diffusers has stages and upsamplers by turns."""
+    config = decoder.config
+    stages, resamplers = config.decoder_blocks[::2], config.decoder_blocks[1::2]
+    if not all(isinstance(block, ResStage) for block in stages) or len(stages) != len(resamplers) + 1:
+        return None
+    kinds = {(1, 2, 2): "spatial", (2, 1, 1): "temporal", (2, 2, 2): "spatiotemporal"}
+    width, layers, widths, upsampling = config.decoder_base_channels, [], [], []
+    for block in reversed(config.decoder_blocks):
+        if isinstance(block, Resample):
+            width *= block.multiplier
+            widths.append(width)
+            upsampling.append(block)
+        else:
+            layers.append(block.num_layers)
+    return {
+        "in_channels": config.latent_channels,
+        "out_channels": config.image_channels,
+        "block_out_channels": tuple(widths),
+        "layers_per_block": tuple(layers),
+        "spatio_temporal_scaling": (True,) * len(upsampling),
+        "inject_noise": (False,) * len(layers),
+        "upsample_type": tuple(kinds[block.stride] for block in reversed(upsampling)),  # this one as they run
+        "upsample_residual": tuple(block.residual for block in upsampling),
+        "upsample_factor": tuple(block.multiplier for block in upsampling),
+        "patch_size": config.patch_size,
+        "is_causal": config.causal_decoder,
+        "spatial_padding_mode": config.decoder_padding,
+    }
+
+
+def _decoder_name(key: str) -> str:
+    """diffusers hangs the first stage in `mid_block` and pairs each other one with the upsampler before it."""
+    first, *inside = key.split(".")
+    if first != "up_blocks":
+        return key
+    number, *inside = inside
+    stage = "mid_block" if number == "0" else f"up_blocks.{(int(number) - 1) // 2}"
+    inside = ["resnets", *inside[1:]] if inside[0] == "res_blocks" else ["upsamplers", "0", *inside]
+    return ".".join([stage, *inside])
 
 
 def relative_l2(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> float:

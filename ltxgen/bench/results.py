@@ -16,15 +16,20 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class PeerFigure:
-    """A peer's milliseconds for the same work: `forwards` times one forward pass, timed in turn with ours.
+    """A peer's milliseconds for the same work: `calls` times the median of `times`, taken in turn with ours.
 
-    `relative_l2` is how far our velocities are from the peer's, None where they were not compared.
+    `relative_l2` is how far our result is from the peer's, None where they were not compared.
     """
 
     ms: float
     times: tuple[float, ...]
-    forwards: int = 1
+    calls: int = 1
     relative_l2: float | None = None
+    peak_bytes: int | None = None
+
+    @classmethod
+    def of(cls, timing: Timing, calls: int = 1, relative_l2: float | None = None) -> Self:
+        return cls(calls * timing.median, timing.milliseconds, calls, relative_l2, timing.peak_bytes)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ while it does.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltxgen.bench.ceilings import Ceilings
+from ltxgen.bench.ceilings import FP8, Ceilings
+from ltxgen.bench.conditions import Conditions
 from ltxgen.bench.options import FORWARD, GUIDED, REFINE
 from ltxgen.bench.peers import Forward, relative_l2
 from ltxgen.bench.results import Entry, PeerFigure
-from ltxgen.bench.timing import Log, Timing, alternate
-from ltxgen.bench.work import Work, forward_work, step_work
+from ltxgen.bench.timing import Log, alternate
+from ltxgen.bench.work import PLAIN, Work, step_work
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
 from ltxgen.diffusion.latents import LatentState
 from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.diffusion.pair import Pair
+from ltxgen.guidance.protocol import Pass
 from ltxgen.models.transformer import ModalityInput, Transformer
 from ltxgen.recipe.plan import Plan
 from ltxgen.sampler.protocol import Denoise as Predict
@@ -116,49 +119,61 @@ def time_steps(
     cases: Sequence[str],
     transformer: Transformer,
     peers: Mapping[str, Forward],
-    ceilings: Ceilings,
-    context: RunContext,
-    log: Log,
+    conditions: Conditions,
 ) -> list[Entry]:
-    """The picked cases at one shape, all taking turns with each other and with one forward pass of every peer."""
+    """The picked cases at one shape, taking turns with each other and with one forward pass of every peer."""
     stepped = [stage for stage in stages if case_of(stage) in cases]
     entries: list[Entry] = []
 
-    def time_them(steps: Sequence[Step]) -> None:
+    def measure(steps: Sequence[Step]) -> None:
         inputs = steps[0].inputs()
-        ours = {case_of(step.stage): step.take for step in steps if step.stage in stepped}
+        ours: dict[str, tuple[Sequence[Pass], Callable[[], object]]] = {}
         if FORWARD in cases:
-            ours = {FORWARD: lambda: transformer(*inputs), **ours}
-        differences = {name: relative_l2(transformer(*inputs), peer(*inputs)) for name, peer in peers.items()}
-        theirs = {name: (lambda peer=peer: peer(*inputs)) for name, peer in peers.items()}
-        timings = alternate({**ours, **theirs}, steps[0].stage.setting.device, log)
-        works = _works(shape, steps, transformer)
-        dtype = str(steps[0].stage.setting.dtype).removeprefix("torch.")
-        for case in ours:
-            passes = 1 if case == FORWARD else next(s.stage for s in steps if case_of(s.stage) == case).num_passes
-            entries.append(
-                Entry.of(
-                    case,
-                    str(shape),
-                    timings[case],
-                    floor_ms=works[case].milliseconds(ceilings, dtype),
-                    fp8_floor_ms=works[case].milliseconds(ceilings, "float8"),
-                    peers={
-                        name: _figure(timings[name], passes, differences[name] if case == FORWARD else None)
-                        for name in theirs
-                    },
-                    details={
-                        "video_tokens": shape.tokens.video,
-                        "audio_tokens": shape.tokens.audio,
-                        "passes": passes,
-                        "tflop": works[case].total / 1e12,
-                        "attention_tflop": works[case].attention / 1e12,
-                    },
-                )
-            )
+            ours[FORWARD] = ((PLAIN,), lambda: transformer(*inputs))
+        for step in steps[: len(stepped)]:
+            ours[case_of(step.stage)] = (step.stage.guidance.passes(0), step.take)
+        theirs = {name: functools.partial(peer, *inputs) for name, peer in peers.items()}
+        differences = _differences(transformer, peers, inputs, conditions.log)
+        calls = {case: call for case, (_, call) in ours.items()}
+        timings = alternate({**calls, **theirs}, stages[0].setting.device, conditions.log)
+        for case, (passes, _) in ours.items():
+            figures = {
+                name: PeerFigure.of(timings[name], len(passes), differences[name] if case == FORWARD else None)
+                for name in theirs
+            }
+            work = step_work(transformer.config, passes, shape.tokens, TEXT_TOKENS)
+            floors = _floors(work, stages[0].setting.dtype, conditions.ceilings)
+            details = {
+                "video_tokens": shape.video.num_tokens,
+                "audio_tokens": shape.audio.num_tokens,
+                "passes": len(passes),
+                "tflop": work.total / 1e12,
+                "attention_tflop": work.attention / 1e12,
+            }
+            entries.append(Entry.of(case, str(shape), timings[case], **floors, peers=figures, details=details))
 
-    while_running(stepped or stages[:1], transformer, context, time_them)
+    while_running(stepped or stages[:1], transformer, conditions.context, measure)
     return entries
+
+
+def _differences(
+    transformer: Transformer, peers: Mapping[str, Forward], inputs: tuple[ModalityInput, ModalityInput], log: Log
+) -> dict[str, float]:
+    """How far our velocities are from each peer's; a peer compiles here."""
+    ours = transformer(*inputs) if peers else ()
+    differences = {}
+    for name, peer in peers.items():
+        differences[name] = relative_l2(ours, peer(*inputs))
+        log(f"  relative L2 to {name}: {differences[name]:.1e}")
+    return differences
+
+
+def _floors(work: Work, dtype: torch.dtype, ceilings: Ceilings) -> dict[str, float | None]:
+    name = str(dtype).removeprefix("torch.")
+    return {
+        "floor_ms": work.milliseconds(ceilings, name),
+        "fp8_floor_ms": work.milliseconds(ceilings, FP8),
+    }
 
 
 def while_running(
@@ -200,16 +215,3 @@ def random_state(stage: Denoise, transformer: Transformer) -> dict[str, Any]:
     if stage.config.audio is not None:
         state[stage.config.audio] = noise.draw((1, audio.channels, audio.frames, audio.mel_bins))
     return state
-
-
-def _works(shape: Shape, steps: Sequence[Step], transformer: Transformer) -> dict[str, Work]:
-    config = transformer.config
-    works = {FORWARD: forward_work(config, shape.tokens, TEXT_TOKENS)}
-    for step in steps:
-        passes = step.stage.guidance.passes(0)
-        works[case_of(step.stage)] = step_work(config, passes, shape.tokens, TEXT_TOKENS)
-    return works
-
-
-def _figure(timing: Timing, forwards: int, difference: float | None) -> PeerFigure:
-    return PeerFigure(forwards * timing.median, timing.milliseconds, forwards, difference)

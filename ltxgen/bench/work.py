@@ -16,6 +16,8 @@ from ltxgen.models.transformer import Perturbation, TransformerConfig
 from ltxgen.models.transformer.adaln import SINUSOID_DIM
 from ltxgen.models.transformer.config import StreamConfig
 
+PLAIN = Pass("text", "positive", Perturbation(), Pair(True, True))
+
 
 @dataclass(frozen=True)
 class Work:
@@ -38,12 +40,6 @@ class Work:
         """The least time on a machine with these ceilings; None if its matrix rate in `dtype` was not measured."""
         rate = ceilings.gemm.get(dtype)
         return None if rate is None else 1000 * (self.gemm / rate + self.attention / ceilings.attention)
-
-
-def forward_work(config: TransformerConfig, tokens: Pair[int], text_tokens: int) -> Work:
-    """One plain pass over one sample whose tokens share a timestep."""
-    text = Pass("text", "positive", Perturbation(), Pair(True, True))
-    return step_work(config, [text], tokens, text_tokens)
 
 
 def step_work(config: TransformerConfig, passes: Sequence[Pass], tokens: Pair[int], text_tokens: int) -> Work:

@@ -41,10 +41,11 @@ def test_floors_and_peers_stand_beside_ours(measured):
         theirs = found["peers"]["diffusers"]
         assert found["floor_ms"] > 0
         assert len(found["times"]) == len(theirs["times"]) == 5
-        assert (found["details"]["passes"], theirs["forwards"]) == (forwards, forwards)
+        assert (found["details"]["passes"], theirs["calls"]) == (forwards, forwards)
         assert theirs["ms"] == pytest.approx(forwards * sorted(theirs["times"])[2])
     assert entry(data, "forward 32x32x9")["peers"]["diffusers"]["relative_l2"] < 1e-5
     assert entry(data, "decode 64x64x9")["floor_ms"] > 0
+    assert entry(data, "decode 64x64x9")["peers"]["diffusers"]["relative_l2"] < 1e-5
     assert entry(data, "vocoder 64x64x9")["floor_ms"] > 0
     assert "relative L2" in result.out
     assert "attention (sdpa)" in result.out

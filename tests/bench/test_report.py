@@ -41,7 +41,7 @@ def test_figures_survive_the_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["now.json"]
     assert shown(report.figures(read)) == shown(report.figures(written))
     assert report.compare(read, written) == report.compare(written, written)
-    assert read.entries[0].peers["diffusers"].forwards == 4
+    assert read.entries[0].peers["diffusers"].calls == 4
 
 
 def test_the_table_has_ours_the_floor_and_the_peer():
