@@ -43,9 +43,8 @@ def time_decoding(case: str, plan: Plan, conditions: Conditions) -> Iterator[Ent
         source = ArtifactParts(plan.artifacts, plan.options, plan.device)
         parts = {request.name: source.build(request) for request in stage.parts}
         latents = NoiseSource(plan.recipe.request.seed, device=plan.device, dtype=plan.dtype).draw(shape)
-        sides: dict[str, Callable[[], object]] = {
-            case: functools.partial(_decode, stage, latents, parts, conditions.context)
-        }
+        ours = functools.partial(_decode, stage, latents, parts, conditions.context)
+        sides: dict[str, Callable[[], object]] = {case: ours}
         difference = None
         theirs = peers.diffusers_decode(parts["video_decoder"]) if conditions.with_peer and case == DECODE else None
         if theirs is not None:
