@@ -189,7 +189,8 @@ def _plan(config: Mapping[str, Any]) -> None:
 
     plan = make_plan(parse_recipe(config))
     show_plan(plan, _console())
-    plan.require()
+    if plan.problems:
+        raise Refusal(plan.problems)
 
 
 def _fetch(config: Mapping[str, Any]) -> None:
@@ -219,9 +220,21 @@ def _ls(words: list[str]) -> int:
     if group not in groups:
         message = f"must be one of {', '.join(groups)}{did_you_mean(group, groups)}"
         raise Refusal([Problem("ls", group, message)])
+    lacking = _lacking_attention() if group == "attention" else {}
     for name in groups[group]:
         print(f"{name:<24} {compose.first_comment(group, name)}")
+        if lacking.get(name):
+            print(f"{'':<24} unavailable here: {lacking[name]}")
     return 0
+
+
+def _lacking_attention() -> Mapping[str, str | None]:
+    """Why each attention backend can't run on this machine in bfloat16; None for those that can."""
+    from ltxgen.attention.choice import availability
+    from ltxgen.attention.protocol import DeviceFacts
+    from ltxgen.runtime.environment import DTYPES, resolve_device
+
+    return availability(DeviceFacts.of(resolve_device()), DTYPES["bfloat16"])
 
 
 def _cp(words: list[str]) -> int:

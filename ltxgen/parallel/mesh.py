@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from ltxgen.config.errors import Problem
 from ltxgen.config.schema import PositiveInt
+from ltxgen.parallel.cost import CostModel
 from ltxgen.parallel.launch import LaunchConfig
-from ltxgen.parallel.shape import MeshShape, divisors
+from ltxgen.parallel.shape import Choice, MeshShape, divisors
 from ltxgen.registry import register
 
 
@@ -25,6 +26,9 @@ class MeshConfig(LaunchConfig):
     def shape(self, num_ranks: int) -> MeshShape:
         """The mesh of `num_ranks` ranks; only after `problems` has found none."""
         return MeshShape(**self._degrees(num_ranks))
+
+    def choose(self, num_ranks: int, cost: CostModel) -> Choice:
+        return Choice(self.shape(num_ranks))
 
     def problems(self, path: str, num_ranks: int, num_passes: int, num_heads: Mapping[str, int]) -> list[Problem]:
         """What is wrong with it on `num_ranks` ranks.

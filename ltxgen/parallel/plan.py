@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,22 +10,25 @@ from torch import Tensor
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import AttentionByRole, TransformerConfig
 from ltxgen.parallel.axes import Layout
+from ltxgen.parallel.cost import CostModel, Work, common_heads
 from ltxgen.parallel.guidance import Pass, predict_passes
 from ltxgen.parallel.sequence import ROLES, SequenceParallel, VelocityModel
-from ltxgen.parallel.shape import MeshShape
+from ltxgen.parallel.shape import Choice, MeshShape
 from ltxgen.parallel.traffic import Traffic, step_traffic
 
 
 class ParallelPlan:
-    """`shape` as configured; stages with fewer passes use the same ranks in another shape.
+    """The ranks as chosen; stages with fewer passes use them in another shape.
 
     `roles` go into the transformer when it is built, `stage` wraps it around its use. Process groups are made at the
     first use of a shape, which all ranks reach together.
     """
 
-    def __init__(self, shape: MeshShape, config: TransformerConfig) -> None:
-        self.shape = shape
-        self.config = config
+    def __init__(self, choice: Choice, cost: CostModel) -> None:
+        self.choice = choice
+        self.shape = choice.shape
+        self.cost = cost
+        self.config: TransformerConfig = cost.config
         self.sequence = SequenceParallel()
         self._layouts: dict[MeshShape, Layout] = {}
 
@@ -40,7 +42,19 @@ class ParallelPlan:
 
     def stage_shape(self, num_passes: int) -> MeshShape:
         """The ranks' shape in a stage of at most `num_passes` passes a step."""
-        return self.shape.for_passes(num_passes, math.gcd(self.config.video.num_heads, self.config.audio.num_heads))
+        return self.shape.for_passes(num_passes, common_heads(self.config))
+
+    def lines(self) -> list[str]:
+        """Why these ranks were chosen, and what each stage should take on the GPUs that predictions are for."""
+        return [*self.choice.why, *(self._predicted(name, work) for name, work in self.cost.stages.items())]
+
+    def _predicted(self, name: str, work: Work) -> str:
+        shape = self.cost.stage_shape(work, self.shape)
+        step = self.cost.step(work, shape, self.choice.sharded)
+        exchange = f" ({step.exchange:.3f} s of it waiting for exchanges)" if shape.num_ranks > 1 else ""
+        whole = step.seconds * len(work.steps)
+        each = f"{step.seconds:.3f} s a step{exchange}, {whole:.1f} s for {len(work.steps)}"
+        return f"{name} on {shape}: {each}, predicted for {self.cost.hardware.name}"
 
     def traffic(self, passes: Sequence[Pass], tokens: Pair[int], bytes_per_value: int) -> Traffic:
         """What a step of `passes` over one sample of `tokens` moves between ranks."""

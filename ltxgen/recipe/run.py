@@ -95,6 +95,7 @@ class Drop:
     parts: Sequence[PartRequest] = ()
     size_multiple = 1
     num_passes = 0
+    work = None
 
     def __init__(self, reads: Sequence[str]) -> None:
         self.reads = reads

@@ -27,7 +27,9 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(artifact_table(plan.specs, plan.artifacts, plan.tried))
     for line in plan.attention:
         console.print(f"attention of {line}")
-    for note in plan.notes:
+    for line in plan.parallel:
+        console.print(f"parallel: {line}")
+    for note in [*plan.notes, *(f"not on this machine: {problem}" for problem in plan.here)]:
         console.print(f"note: {note}")
 
 

@@ -46,6 +46,7 @@ class DecodeVideo:
 
     size_multiple = 1
     num_passes = 0
+    work = None
 
     def __init__(self, config: DecodeVideoConfig, name: str, setting: Setting) -> None:
         self.config = config

@@ -13,6 +13,7 @@ from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.config.errors import Problem
 from ltxgen.config.recipe import Request
 from ltxgen.diffusion.numerics import Numerics
+from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import ParallelPlan
 
 
@@ -89,6 +90,9 @@ class Stage(Protocol):
     parts: Sequence[PartRequest]
     size_multiple: int  # what the request's height and width must be multiples of
     num_passes: int  # of the transformer in a step, at most; 0 for a stage without steps
+
+    @property
+    def work(self) -> Work | None: ...  # what it asks of the transformer; only for a request whose sizes fit
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]: ...
     def describe(self) -> dict[str, Any]: ...

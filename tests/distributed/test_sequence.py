@@ -23,11 +23,13 @@ import torch.multiprocessing
 from torch import Tensor
 
 from ltxgen.attention.sdpa import Sdpa
+from ltxgen.config.hardware import Hardware
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import AttentionByRole, ModalityInput, Perturbation, Transformer, TransformerConfig
 from ltxgen.parallel.axes import Axis, Layout
+from ltxgen.parallel.cost import CostModel
 from ltxgen.parallel.plan import ParallelPlan, StageParallel
-from ltxgen.parallel.shape import MeshShape
+from ltxgen.parallel.shape import Choice, MeshShape
 
 TOLERANCE = 1e-5
 SETTINGS = {
@@ -50,6 +52,7 @@ SETTINGS = {
 }
 LOCAL = AttentionByRole(*[Sdpa()] * 6)
 CONFIG = TransformerConfig.from_metadata({"transformer": SETTINGS})
+COST = CostModel(CONFIG, {}, Hardware("none", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
 
 PLAIN = Perturbation()
 STG = Perturbation(frozenset({1}), frozenset({1}))
@@ -216,14 +219,14 @@ class World:
     def run(self) -> Findings:
         size = dist.get_world_size()
         for name, shape in MESHES[size].items():
-            plan = ParallelPlan(shape, CONFIG)
+            plan = ParallelPlan(Choice(shape), COST)
             transformer = self.transformer(plan.roles(LOCAL))
             stage = plan.stage(4, self.device)
             for case_name, case in CASES.items():
                 self.check_case((name, case_name), stage, transformer, case)
             self.check_alone((name, "alone"), transformer)
         for name, shape in GUIDED[size].items():
-            plan = ParallelPlan(shape, CONFIG)
+            plan = ParallelPlan(Choice(shape), COST)
             transformer = self.transformer(plan.roles(LOCAL))
             self.check_plan(name, plan, transformer)
         if size == 4:
@@ -277,7 +280,7 @@ class World:
         if dist.get_rank() == 3:
             return
         axis = Axis(3, dist.get_rank(), group)
-        plan = ParallelPlan(MeshShape(ring=3), CONFIG)
+        plan = ParallelPlan(Choice(MeshShape(ring=3)), COST)
         transformer = self.transformer(plan.roles(LOCAL))
         ring = StageParallel(Layout(ring=axis), plan.sequence, CONFIG.num_layers)
         for case_name, case in CASES.items():
