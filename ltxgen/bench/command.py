@@ -133,7 +133,8 @@ def _time_parts(cases: Sequence[str], plans: Sequence[Plan], conditions: Conditi
 
 def _time_transformer(cases: Sequence[str], plans: Sequence[Plan], conditions: Conditions) -> Iterator[Entry]:
     """One transformer for all shapes. LoRAs are left out: fused, they change no shape."""
-    shapes, plan = stages_by_shape(plans), plans[0]
+    shapes = stages_by_shape(plans)
+    plan = max(plans, key=lambda each: each.recipe.request.height * each.recipe.request.width)  # chooses attention
     request = dataclasses.replace(next(iter(shapes.values()))[0].parts[0], loras=())
     _log("loading the transformer")
     source = ArtifactParts(plan.artifacts, plan.options, plan.device)

@@ -21,7 +21,7 @@ from ltxgen.bench.options import FORWARD, GUIDED, REFINE
 from ltxgen.bench.peers import Forward, relative_l2
 from ltxgen.bench.results import Entry, PeerFigure
 from ltxgen.bench.timing import Log, alternate
-from ltxgen.bench.work import PLAIN, Work, step_work
+from ltxgen.bench.work import PLAIN, milliseconds, step_flops
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
 from ltxgen.diffusion.latents import LatentState
@@ -29,12 +29,12 @@ from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.diffusion.pair import Pair
 from ltxgen.guidance.protocol import Pass
 from ltxgen.models.transformer import ModalityInput, Transformer
+from ltxgen.models.transformer.flops import Flops
+from ltxgen.parallel.cost import TEXT_TOKENS
 from ltxgen.recipe.plan import Plan
 from ltxgen.sampler.protocol import Denoise as Predict
 from ltxgen.stage.denoise import NOISE, Denoise
 from ltxgen.stage.protocol import RunContext
-
-TEXT_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ def case_of(stage: Denoise) -> str:
 
 
 def stages_by_shape(plans: Sequence[Plan]) -> dict[Shape, list[Denoise]]:
-    """The denoising stages of all plans, at each shape one of each case, small shapes first."""
+    """The denoising stages of all plans, at each shape one of each case; small shapes and guided steps first."""
     found: dict[Shape, dict[str, Denoise]] = {}
     for plan in plans:
         for stage in plan.stages.values():
             if isinstance(stage, Denoise):
                 found.setdefault(Shape.of(stage), {}).setdefault(case_of(stage), stage)
-    ordered = sorted(found.items(), key=lambda item: item[0].tokens.video or 0)
-    return {shape: list(stages.values()) for shape, stages in ordered}
+    by_length = sorted(found.items(), key=lambda item: item[0].video.num_tokens)
+    return {shape: [stages[case] for case in (GUIDED, REFINE) if case in stages] for shape, stages in by_length}
 
 
 def time_steps(
@@ -141,14 +141,14 @@ def time_steps(
                 name: PeerFigure.of(timings[name], len(passes), differences[name] if case == FORWARD else None)
                 for name in theirs
             }
-            work = step_work(transformer.config, passes, shape.tokens, TEXT_TOKENS)
-            floors = _floors(work, stages[0].setting.dtype, conditions.ceilings)
+            flops = step_flops(transformer.config, passes, shape.tokens, TEXT_TOKENS)
+            floors = _floors(flops, stages[0].setting.dtype, conditions.ceilings)
             details = {
                 "video_tokens": shape.video.num_tokens,
                 "audio_tokens": shape.audio.num_tokens,
                 "passes": len(passes),
-                "tflop": work.total / 1e12,
-                "attention_tflop": work.attention / 1e12,
+                "tflop": flops.total / 1e12,
+                "attention_tflop": flops.attention / 1e12,
             }
             entries.append(Entry.of(case, str(shape), timings[case], **floors, peers=figures, details=details))
 
@@ -168,11 +168,11 @@ def _differences(
     return differences
 
 
-def _floors(work: Work, dtype: torch.dtype, ceilings: Ceilings) -> dict[str, float | None]:
+def _floors(flops: Flops, dtype: torch.dtype, ceilings: Ceilings) -> dict[str, float | None]:
     name = str(dtype).removeprefix("torch.")
     return {
-        "floor_ms": work.milliseconds(ceilings, name),
-        "fp8_floor_ms": work.milliseconds(ceilings, FP8),
+        "floor_ms": milliseconds(flops, ceilings, name),
+        "fp8_floor_ms": milliseconds(flops, ceilings, FP8),
     }
 
 
