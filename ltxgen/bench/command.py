@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +74,7 @@ def _report_regressions(results: Results, baseline: Results, console: Any) -> in
 
 
 def _cases(options: Options, plans: Sequence[Plan]) -> tuple[str, ...]:
-    """The picked cases. Refusal for those that the recipe has no stage for, and for several processes."""
+    """The picked cases. Refusal for what can't be measured here."""
     stages = [stage for plan in plans for stage in plan.stages.values()]
     there = {RUN}
     for stage in stages:
@@ -85,6 +86,9 @@ def _cases(options: Options, plans: Sequence[Plan]) -> tuple[str, ...]:
         for case in options.cases
         if case not in there
     ]
+    if plans[0].device.type == "cpu" and options.chooses_weights:
+        message = "without a GPU the full model takes hours; try `ltxgen bench model=ltx23_tiny request=demo`"
+        problems.append(Problem("runtime.device", "cpu", message))
     ranks = plans[0].recipe.parallel.num_processes
     if (ranks or 1) > 1:
         problems.append(Problem("parallel.num_processes", ranks, "bench measures one process; leave `parallel` out"))
@@ -147,6 +151,7 @@ def _time_transformer(cases: Sequence[str], plans: Sequence[Plan], conditions: C
             _log(f"{shape}: {shape.video.num_tokens} video tokens, {shape.audio.num_tokens} audio tokens")
             yield from time_steps(shape, stages, cases, transformer, forwards, conditions)
     del transformer, forwards
+    gc.collect()  # compiled modules hold themselves, and with them the weights
     source.released([request.name])
 
 

@@ -41,12 +41,17 @@ class Options:
     json: Path | None
     against: Path | None
 
+    @property
+    def chooses_weights(self) -> bool:
+        """Whether nothing was said of the model, which is then the full one with random weights."""
+        return not any(re.match(r"\+*(artifacts|model)\b", word) for word in self.overrides)
+
     def overrides_of_runs(self, output: Path) -> list[list[str]]:
         """The overrides of each size; what is not said is the two-stage recipe with random weights."""
         words = list(self.overrides)
         if not any(re.match(r"\+*recipe=", word) for word in words):
             words.insert(0, "+recipe=ltx23_two_stage")
-        if not any(re.match(r"\+*(artifacts|model)\b", word) for word in words):
+        if self.chooses_weights:
             words.insert(1, "artifacts=synthetic")
         sizes = [size.overrides() for size in self.sizes] or [[]]
         return [[*words, *size, f"output.dir={output}"] for size in sizes]

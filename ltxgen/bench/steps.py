@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -159,12 +160,14 @@ def time_steps(
 def _differences(
     transformer: Transformer, peers: Mapping[str, Forward], inputs: tuple[ModalityInput, ModalityInput], log: Log
 ) -> dict[str, float]:
-    """How far our velocities are from each peer's; a peer compiles here."""
+    """How far our velocities are from each peer's, whose first forward this is."""
     ours = transformer(*inputs) if peers else ()
     differences = {}
     for name, peer in peers.items():
+        started = time.perf_counter()
         differences[name] = relative_l2(ours, peer(*inputs))
-        log(f"  relative L2 to {name}: {differences[name]:.1e}")
+        seconds = time.perf_counter() - started
+        log(f"  {name}: relative L2 {differences[name]:.1e}, first forward {seconds:.1f} s with what it compiles")
     return differences
 
 

@@ -1,6 +1,7 @@
 """`ltxgen bench` on the CPU and the embedded model: the stages' own code, timed."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from ltxgen.artifacts.synthetic import architecture
 from ltxgen.bench import peers
 from ltxgen.bench.options import CASES
 from ltxgen.models.transformer import ModalityInput, Transformer, TransformerConfig
+from ltxgen.recipe.parts import ArtifactParts
 
 TINY = ("model=ltx23_tiny", "--sizes", "64x64x9")
 
@@ -76,6 +78,33 @@ def test_regressions_against_a_baseline(measured, run_ltxgen, tmp_path):
     assert (worse.code, "1 of 1 figures compared are worse" in worse.out) == (1, True), worse.err
 
 
+def test_nothing_keeps_the_weights_for_the_whole_run(run_ltxgen, tmp_path, monkeypatch):
+    modules, alive = [], []
+    build, build_peer = ArtifactParts.build, peers._build
+
+    def watched(self, request):
+        if request.name == "transformer":
+            alive.append([each() is not None for each in modules])
+        part = build(self, request)
+        modules.append(weakref.ref(part))
+        return part
+
+    def watched_peer(*arguments):
+        model = build_peer(*arguments)
+        modules.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(ArtifactParts, "build", watched)
+    monkeypatch.setattr(peers, "_build", watched_peer)
+    result = run_ltxgen("bench", *TINY, "forward", "run", "stages.base.steps=2", cwd=tmp_path)
+    assert result.code == 0, result.err
+    # Loaded for the forward, beside a peer, and again for the run, whose prompt stage comes before.
+    first, second = alive
+    assert first == []
+    assert len(second) > 2
+    assert second[:2] == [False, False]
+
+
 def altered(data, **changes):
     return {**data, "entries": [{**each, **changes} for each in data["entries"]]}
 
@@ -97,11 +126,14 @@ def test_any_config_can_be_timed(run_ltxgen, tmp_path):
         (("--sizes", "60x64x9"), "request.width = 60: must be a multiple of 64"),
         (("parallel=ulysses", "parallel.num_processes=2"), "bench measures one process"),
         (("attention=sdpa_cudn",), "did you mean 'sdpa_cudnn'"),
+        (("runtime.device=cpu",), "without a GPU the full model takes hours"),
         (("--against", "nowhere.json"), "--against = nowhere.json: can't be read"),
     ],
 )
 def test_refusals(run_ltxgen, tmp_path, words, message):
-    result = run_ltxgen("bench", *TINY[:1], *words, *(TINY[1:] if "--sizes" not in words else ()), cwd=tmp_path)
+    model = () if words == ("runtime.device=cpu",) else TINY[:1]
+    sizes = () if "--sizes" in words else TINY[1:]
+    result = run_ltxgen("bench", *model, *sizes, *words, cwd=tmp_path)
     assert result.code == 2
     assert message in result.err
     assert list(tmp_path.iterdir()) == []
