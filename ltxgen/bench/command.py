@@ -59,7 +59,8 @@ def bench(words: Sequence[str], compose: Callable[[Sequence[str]], Composed], co
                 if options.json is not None:
                     results.write(options.json)
         finally:  # what a run that is cut off had measured
-            console.print(report.figures(results))
+            if results.entries:
+                console.print(report.figures(results))
     for line in (*report.ceiling_lines(results), *report.run_lines(results)):
         console.print(line)
     return 0 if baseline is None else _report_regressions(results, baseline, console)
@@ -171,10 +172,6 @@ def _plain_weights(transformer: Transformer, plan: Plan) -> Mapping[str, Tensor]
         return own
     _log("loading plain weights for the peer")
     return load_component("transformer", plan.artifacts["checkpoint"], plan.device, plan.dtype).state_dict()
-
-
-def _transformer_config(plan: Plan) -> TransformerConfig:
-    return TransformerConfig.from_metadata(plan.artifacts["checkpoint"].config)
 
 
 def _log(message: str) -> None:

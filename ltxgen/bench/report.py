@@ -67,7 +67,9 @@ def run_lines(results: Results) -> Iterator[str]:
             continue
         yield f"{entry.name}: {entry.ms / 1000:.2f} s"
         for name, stage in entry.details["stages"].items():
-            yield f"  {name:<14} {stage['seconds']:8.2f} s   loading {stage['load_seconds']:7.2f} s"
+            peak = stage["peak_bytes"] / 2**30
+            times = f"{stage['seconds']:8.2f} s   loading {stage['load_seconds']:7.2f} s"
+            yield f"  {name:<14} {times}   peak {peak:6.2f} GiB"
         computing, loading, rest = (entry.details[f"{name}_seconds"] for name in ("computing", "loading", "rest"))
         share = 1000 * rest / entry.ms
         yield f"  {'all stages':<14} {computing:8.2f} s   loading {loading:7.2f} s"

@@ -78,6 +78,16 @@ def test_regressions_against_a_baseline(measured, run_ltxgen, tmp_path):
     assert (worse.code, "1 of 1 figures compared are worse" in worse.out) == (1, True), worse.err
 
 
+def test_without_diffusers(run_ltxgen, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    alone = run_ltxgen("bench", *TINY, "forward", cwd=tmp_path)
+    assert (alone.code, "no peer: diffusers is not installed" in alone.err) == (0, True), alone.err
+    assert "diffusers" not in alone.out
+    asked = run_ltxgen("bench", *TINY, "forward", "--peer", "diffusers", cwd=tmp_path)
+    assert (asked.code, asked.out) == (2, "")
+    assert "--peer = diffusers: diffusers is not installed" in asked.err
+
+
 def test_nothing_keeps_the_weights_for_the_whole_run(run_ltxgen, tmp_path, monkeypatch):
     modules, alive = [], []
     build, build_peer = ArtifactParts.build, peers._build
