@@ -28,6 +28,7 @@ ltxgen {version}: LTX-2.3 audio-video generation from YAML
   ltxgen ls [GROUP]                          recipes and choices: recipe, model, request, stage, attention, ...
   ltxgen cp RECIPE NEW                       copy a recipe to ./recipes/NEW.yaml to edit it
   ltxgen compare A B                         two runs: picture, sound and latents
+  ltxgen bench [CASE ...] [key=value ...]    how fast its parts are here, beside their floors and diffusers
 
   ltxgen +recipe=ltx23_two_stage model=ltx23_tiny request=demo     try it now, no weights needed
   ltxgen -m +recipe=NAME request.seed=1,2    a sweep; --cfg job shows a composed recipe; --help has all keys
@@ -274,6 +275,16 @@ def _compare(words: list[str]) -> int:
     return 0
 
 
+def _bench(words: list[str]) -> int:
+    from ltxgen.bench.command import bench
+    from ltxgen.config import compose
+
+    def composed(overrides: Sequence[str]) -> dict[str, Any]:
+        return compose.compose_config(compose.name_recipe_paths(compose.open_overrides(overrides)))
+
+    return bench(words, composed, _console())
+
+
 def _console() -> Any:
     """Where tables go: as wide as the terminal, and wide where a file or pipe has no width to respect."""
     from rich.console import Console
@@ -285,4 +296,4 @@ def _console() -> Any:
 
 
 _RECIPE_COMMANDS: Mapping[str, Callable[[dict[str, Any]], None]] = {"run": _run, "plan": _plan, "fetch": _fetch}
-_PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {"ls": _ls, "cp": _cp, "compare": _compare}
+_PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {"ls": _ls, "cp": _cp, "compare": _compare, "bench": _bench}
