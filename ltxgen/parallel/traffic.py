@@ -42,7 +42,8 @@ def step_traffic(
 ) -> Traffic:
     """A step of `passes` over one sample of `tokens`, both modalities enabled.
 
-    `tokens` is None for a modality that isn't there. x0 has the dtype of the model, `bytes_per_value` wide.
+    `tokens` is None for a modality that isn't there. x0 has the dtype of the model, `bytes_per_value` wide. Passes that
+    run as one batch, at small shapes, move a little more: what one of them leaves out.
     """
     owners = deal(passes, shape.guidance, config.num_layers)
     x0 = bytes_per_value * sum(

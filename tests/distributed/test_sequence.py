@@ -25,6 +25,7 @@ from torch import Tensor
 from ltxgen.attention.sdpa import Sdpa
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import (
+    BATCHED_TOKENS,
     AttentionByRole,
     ModalityInput,
     Perturbation,
@@ -254,6 +255,8 @@ class World:
         for passes_name, passes in PASSES.items():
             for num_passes in (4, 1):  # the guided stage, and the refining one that all ranks share
                 key = (name, f"{passes_name}_in_stage_of_{num_passes}")
+                # One by one, as the formula for traffic has it, and as one batch.
+                transformer.batched_tokens = 0 if num_passes == 4 else BATCHED_TOKENS
                 with received_bytes() as received:
                     self.check_passes(key, plan.stage(num_passes, self.device), transformer, passes)
                 if num_passes == len(passes) and passes_name != "audio_sits_out":
