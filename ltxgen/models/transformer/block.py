@@ -3,7 +3,7 @@
 B batch, T tokens, C width of a stream
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,6 +63,13 @@ class Batch(NamedTuple):
     perturbation: BlockPerturbation
 
 
+class BlockFunctions(NamedTuple):
+    """`TransformerBlock.advance` and `project_texts`, or compiled forms of them."""
+
+    advance: Callable[..., Hidden]
+    project_texts: Callable[..., BlockTexts]
+
+
 class TransformerBlock(nn.Module):
     """Self and text attention in each stream, attention between the streams, feed-forward in each stream."""
 
@@ -73,6 +80,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norm_eps = config.norm_eps
         self.modulates_text = config.cross_attention_adaln
+        self.functions = BlockFunctions(TransformerBlock.advance, TransformerBlock.project_texts)
         video, audio = config.video, config.audio
 
         def attend(query_dim: int, context_dim: int, heads: StreamConfig, function: AttentionFunction) -> Attention:
@@ -114,9 +122,10 @@ class TransformerBlock(nn.Module):
         that several of them read (the same object) is projected once.
         """
         distinct = {id(text): text for batch in batches for text in batch.texts}
-        projected = {key: self.project_texts(text) for key, text in distinct.items()}
+        advance, project_texts = self.functions
+        projected = {key: project_texts(self, text) for key, text in distinct.items()}
         return [
-            self.advance(hidden, inputs, joined([projected[id(text)] for text in texts]), perturbation)
+            advance(self, hidden, inputs, joined([projected[id(text)] for text in texts]), perturbation)
             for hidden, texts, perturbation in batches
         ]
 
