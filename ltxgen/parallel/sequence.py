@@ -120,7 +120,7 @@ class ShardedTransformer:
         start = self.layout.shard * length
 
         def cut(x: Tensor, dim: int, start: int = start, length: int = length, fill: float = 0.0) -> Tensor:
-            return self.remembered(x, (start, length), lambda: _piece(x, dim, start, length, fill))
+            return self.remembered(x, (start, length), lambda: _piece(x, dim, start, length, fill).contiguous())
 
         index, mask = whole.timestep_index, whole.attention_mask
         per_token = index is None and whole.timesteps.shape[1] > 1

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.artifacts.components import TOKENIZER, BuildOptions, artifact_of
 from ltxgen.artifacts.load import load_component, tensor_reader
 from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.artifacts.tokenizer import load_tokenizer
+from ltxgen.models.transformer import Transformer
+from ltxgen.runtime.environment import use_compile_cache
 from ltxgen.runtime.memory import free_memory
 from ltxgen.stage.protocol import PartRequest
 
@@ -25,9 +28,19 @@ def lora_artifact(name: str) -> str:
 
 
 class ArtifactParts:
-    """Loads components straight to `device`. LoRAs are fused into the live weights and read back out of the file."""
+    """Loads components straight to `device`. LoRAs are fused into the live weights and read back out of the file.
 
-    def __init__(self, artifacts: Mapping[str, ResolvedArtifact], options: BuildOptions, device: torch.device) -> None:
+    With `compiling`, a function for notes, the transformer's blocks run compiled.
+    """
+
+    def __init__(
+        self,
+        artifacts: Mapping[str, ResolvedArtifact],
+        options: BuildOptions,
+        device: torch.device,
+        compiling: Callable[[str], None] | None = None,
+    ) -> None:
+        self._compiling = compiling
         self._artifacts = artifacts
         self._options = options
         self._device = device
@@ -38,6 +51,12 @@ class ArtifactParts:
         if request.name == TOKENIZER:
             return load_tokenizer(artifact)
         module = load_component(request.name, artifact, self._device, request.dtype, self._options)
+        if request.name == "transformer" and self._compiling is not None:
+            from ltxgen.models.transformer.compilation import compile_blocks  # seconds to import
+
+            use_compile_cache(cache_folder() / "inductor")
+            assert isinstance(module, Transformer)
+            compile_blocks(module, self._compiling)
         # Most runs fuse LoRAs once and never take them out: no copy of the weights is kept, the file still has them.
         reload = functools.partial(tensor_reader, request.name, artifact, request.dtype, self._options)
         self._fused[request.name] = FusedLoras(module, keep_original=None, reload=reload)

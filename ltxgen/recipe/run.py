@@ -64,7 +64,8 @@ def run_into(
             tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
     noise = NoiseSource(recipe.request.seed, device=plan.device, dtype=plan.dtype, draw_on=recipe.runtime.noise)
-    parts = ArtifactParts(plan.artifacts, plan.options, plan.device)
+    compiling = progress.note if plan.compiles else None
+    parts = ArtifactParts(plan.artifacts, plan.options, plan.device, compiling)
     executor = StageExecutor(parts, progress, functools.partial(MemoryMeter, plan.device), recipe.memory.keep)
     stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
     progress.plan(list(stages))

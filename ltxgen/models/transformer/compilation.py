@@ -49,17 +49,15 @@ def _compiled(note: Callable[[str], None], backend: str) -> BlockFunctions:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
 
     def compiled(function: Callable, what: str) -> Callable:
-        numbers = itertools.count(1)
-
         def noting(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable:
-            note(f"compiling {what}, variant {next(numbers)}: takes a while once, later runs find it on disk")
+            note(f"compiling {what} (once for all blocks, steps and sizes; later runs find it on disk)")
             return lookup_backend(backend)(graph, examples)
 
         return torch.compile(function, backend=noting, dynamic=True, fullgraph=True)
 
     return BlockFunctions(
-        compiled(TransformerBlock.advance, "the transformer block"),
-        compiled(TransformerBlock.project_texts, "its projection of text"),
+        compiled(TransformerBlock.advance, "the transformer's block"),
+        compiled(TransformerBlock.project_texts, "the block's projection of text"),
     )
 
 
