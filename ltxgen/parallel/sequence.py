@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -120,7 +121,11 @@ class ShardedTransformer:
         start = self.layout.shard * length
 
         def cut(x: Tensor, dim: int, start: int = start, length: int = length, fill: float = 0.0) -> Tensor:
-            return self.remembered(x, (start, length), lambda: _piece(x, dim, start, length, fill).contiguous())
+            return self.remembered(
+                x,
+                (start, length),
+                lambda: _piece(x, dim, start, length, fill).clone(memory_format=torch.contiguous_format),
+            )
 
         index, mask = whole.timestep_index, whole.attention_mask
         per_token = index is None and whole.timesteps.shape[1] > 1

@@ -16,6 +16,7 @@ from ltxgen.diffusion import (
     to_denoised,
     to_velocity,
 )
+from ltxgen.diffusion.latents import NoiseLevels
 
 BFLOAT16_HALF_ULP = 2.0**-8
 

@@ -29,12 +29,13 @@ def compile_blocks(
     An attention function is compiled with the block if it says so (`traceable`); others are called as they are.
     """
     functions = _compiled(note, backend)
+    opaque = functools.cache(OpaqueAttention)  # one for all blocks
     for block in transformer.transformer_blocks:
         assert isinstance(block, TransformerBlock)
         block.functions = functions
         for module in block.modules():
             if isinstance(module, Attention) and not is_traceable(module.attend):
-                module.attend = OpaqueAttention(module.attend)
+                module.attend = opaque(module.attend)
 
 
 def is_traceable(attend: AttentionFunction) -> bool:
