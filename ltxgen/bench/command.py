@@ -107,7 +107,7 @@ def _measure(
     use_full_float32()
     if any(case != RUN for case in cases):
         with create_progress("quiet").stage("bench") as progress:
-            context = RunContext(NO_FOLDER, progress, lambda name, tensor: None)
+            context = RunContext(NO_FOLDER, progress, lambda name, tensor: None, lambda name, fact: None)
             ceilings = _ceilings(plans)
             results.ceilings = dataclasses.asdict(ceilings)
             yield from _time_parts(cases, plans, Conditions(ceilings, with_peer, context, _log))

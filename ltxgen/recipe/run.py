@@ -66,7 +66,8 @@ def run_into(
 
     noise = NoiseSource(recipe.request.seed, device=plan.device, dtype=plan.dtype, draw_on=recipe.runtime.noise)
     placement = plan.parallel.placement(plan.device.type) if plan.parallel else None
-    parts = ArtifactParts(plan.artifacts, plan.options, plan.device, placement or WHOLE)
+    compiling = progress.note if plan.compiles else None
+    parts = ArtifactParts(plan.artifacts, plan.options, plan.device, placement or WHOLE, compiling)
     executor = StageExecutor(parts, progress, functools.partial(MemoryMeter, plan.device), recipe.memory.keep)
     stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
     progress.plan(list(stages))
