@@ -121,11 +121,11 @@ class ShardedTransformer:
         start = self.layout.shard * length
 
         def cut(x: Tensor, dim: int, start: int = start, length: int = length, fill: float = 0.0) -> Tensor:
-            return self.remembered(
-                x,
-                (start, length),
-                lambda: _piece(x, dim, start, length, fill).clone(memory_format=torch.contiguous_format),
-            )
+            def piece() -> Tensor:
+                # With strides of its own, which compiled code is specific to.
+                return _piece(x, dim, start, length, fill).clone(memory_format=torch.contiguous_format)
+
+            return self.remembered(x, (start, length), piece)
 
         index, mask = whole.timestep_index, whole.attention_mask
         per_token = index is None and whole.timesteps.shape[1] > 1
