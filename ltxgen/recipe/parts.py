@@ -52,9 +52,9 @@ class ArtifactParts:
             return load_tokenizer(artifact)
         module = load_component(request.name, artifact, self._device, request.dtype, self._options)
         if request.name == "transformer" and self._compiling is not None:
-            use_compile_cache(cache_folder() / "inductor")  # before the import, which settles on a folder
             from ltxgen.models.transformer.compilation import compile_blocks  # seconds to import
 
+            use_compile_cache(cache_folder() / "inductor")
             assert isinstance(module, Transformer)
             compile_blocks(module, self._compiling)
         # Most runs fuse LoRAs once and never take them out: no copy of the weights is kept, the file still has them.

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,9 +112,11 @@ def test_blocks_are_compiled_where_a_compiler_is(monkeypatch: pytest.MonkeyPatch
             environment.resolve_compile("blocks", device, notes.append)
 
 
-def test_the_users_compile_cache_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_the_users_compile_cache_is_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    environment.use_compile_cache(tmp_path / "ours")
-    environment.use_compile_cache(tmp_path / "another")
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "ours")
+    for given, kept in (("", "ours"), (f"{tempfile.gettempdir()}/torchinductor_me", "ours"), ("theirs", "theirs")):
+        if given:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = given
+        environment.use_compile_cache(Path("ours"))
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
