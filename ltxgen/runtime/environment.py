@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ import torch
 from ltxgen import __version__
 from ltxgen.config.errors import Problem, Refusal, did_you_mean
 
+COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -84,7 +86,11 @@ def _lacking_compiler(device: torch.device) -> str | None:
 
 def use_compile_cache(folder: Path) -> None:
     """Keep what is compiled in `folder`, for later processes, unless the user has chosen another (torch's variable)."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    chosen = Path(os.environ.get(COMPILE_CACHE, ""))
+    # torch puts its own default into the environment as soon as its compiler is imported.
+    torchs_own = chosen.parent == Path(tempfile.gettempdir()) and chosen.name.startswith("torchinductor_")
+    if COMPILE_CACHE not in os.environ or torchs_own:
+        os.environ[COMPILE_CACHE] = str(folder)
 
 
 def set_threads(num_threads: int | None) -> int:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from ltxgen.config.errors import Refusal
-from ltxgen.runtime import resolve_device, resolve_dtype, set_threads, versions
+from ltxgen.runtime import environment, resolve_device, resolve_dtype, set_threads, versions
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -89,3 +92,31 @@ def test_versions_name_what_made_a_run():
     assert found["device"] == "cpu"
     assert {"ltxgen", "cuda", "transformers", "av", "platform", "device_name"} <= set(found)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_blocks_are_compiled_where_a_compiler_is(monkeypatch: pytest.MonkeyPatch):
+    notes: list[str] = []
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(environment, "find_spec", lambda name: name)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: name)
+    assert [environment.resolve_compile(name, cpu, notes.append) for name in ("auto", "blocks", "none")] == [0, 1, 0]
+    assert [environment.resolve_compile(name, gpu, notes.append) for name in ("auto", "blocks", "none")] == [1, 1, 0]
+    assert notes == []
+
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    assert not environment.resolve_compile("auto", gpu, notes.append)
+    assert [note for note in notes if note.startswith("compile blocks -> none: Triton")] == notes != []
+    for device in (cpu, gpu):
+        with pytest.raises(Refusal, match=r"runtime\.compile = blocks: .*use runtime\.compile=none"):
+            environment.resolve_compile("blocks", device, notes.append)
+
+
+def test_the_users_compile_cache_is_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for given, kept in (("", "ours"), (f"{tempfile.gettempdir()}/torchinductor_me", "ours"), ("theirs", "theirs")):
+        if given:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = given
+        environment.use_compile_cache(Path("ours"))
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
