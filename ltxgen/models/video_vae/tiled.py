@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ltxgen.models.video_vae.config import VideoVAEConfig
-from ltxgen.models.video_vae.decoder import VideoDecoder
 from ltxgen.models.video_vae.encoder import VideoEncoder
 from ltxgen.models.video_vae.tiling import (
     FRAMES_PER_LATENT,
@@ -30,8 +30,16 @@ PlacedWeights = tuple[slice, Tensor]
 """Where a tile lies on one axis of the video, and its weights there."""
 
 
+class Decoder(Protocol):
+    """A `VideoDecoder`, or what stands in for one."""
+
+    config: VideoVAEConfig
+
+    def __call__(self, latents: Tensor) -> Tensor: ...
+
+
 def decode_tiled(
-    decoder: VideoDecoder, latents: Tensor, tiling: Tiling | None, *, on_tile: OnTile | None = None
+    decoder: Decoder, latents: Tensor, tiling: Tiling | None, *, on_tile: OnTile | None = None
 ) -> Iterator[Tensor]:
     """Decode normalised latents (B, 128, F', H', W') to video (B, 3, f, H, W), chunk by chunk along time.
 
