@@ -52,13 +52,13 @@ class FusedDecoder:
         self._statistics = decoder.per_channel_statistics
         self._layers: list[_Layer] = [_Conv(decoder.conv_in, choose)]
         for block in decoder.up_blocks:
-            if isinstance(block, ResnetStage):
-                self._layers += [
-                    _Resnet(_Conv(res.conv1, choose), _Conv(res.conv2, choose)) for res in block.res_blocks
-                ]
-            else:
-                assert isinstance(block, Upsample)
+            if isinstance(block, Upsample):
                 self._layers.append(_Conv(block.conv, choose, block.stride))
+                continue
+            assert isinstance(block, ResnetStage)
+            for res in block.res_blocks:
+                assert isinstance(res, ResnetBlock)
+                self._layers.append(_Resnet(_Conv(res.conv1, choose), _Conv(res.conv2, choose)))
         self._last = _Conv(decoder.conv_out, choose)
 
     def __call__(self, latents: Tensor) -> Tensor:
