@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,21 @@ BLOCKS = {
     "16x16 n128 w8 s3": Blocks(16, 16, 128, 64, 8, 3),
     "16x16 n128 w8 s4": Blocks(16, 16, 128, 64, 8, 4),
 }
+
+TENSORS = ("skip", "out", "normed")
+
+
+def wide(inputs: int, outputs: int, *, normed: bool) -> Blocks:
+    blocks = choose_blocks(inputs, outputs, normed=normed)
+    return replace(blocks, outputs=256, num_warps=8) if outputs >= 256 else blocks
+
+
+def tall(inputs: int, outputs: int, *, normed: bool) -> Blocks:
+    blocks = wide(inputs, outputs, normed=normed)
+    return replace(blocks, rows=16, num_warps=8) if outputs == 128 else blocks
+
+
+CHOICES: dict[str, BlockChoice] = {"default": choose_blocks, "n256": wide, "n256, tall": tall}
 
 table: list[tuple[str, str]] = []
 start = time.perf_counter()
@@ -166,24 +182,30 @@ def isolated(name: str) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def warm_kernels() -> None:
-    """Compile in parallel what `isolated` runs."""
+def warm_kernels(decoder: VideoDecoder) -> str:
+    """Compile in parallel what is timed later: a decode in each choice of blocks and the convolutions alone."""
+    launches: dict[str, Callable[[], None]] = {}
+    compiled = kernels.conv
 
-    def compile_one(job: tuple[str, Blocks]) -> None:
-        name, blocks = job
-        _, _, _, c_in, c_out, _ = SHAPES[name]
-        if blocks.outputs > c_out:
-            return
-        x = torch.zeros(1, 32, 48, c_in, device="cuda", dtype=torch.bfloat16)
-        out = torch.zeros(1, 32, 48, c_out, device="cuda", dtype=torch.bfloat16)
-        weight, bias = x.new_zeros(27, c_out, c_in), x.new_zeros(c_out)
-        kernels.conv(x, weight, bias, out=out, blocks=blocks)
+    def note(x: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> None:
+        key = str((x.shape[-1], weight.shape, {k: v is not None if k in TENSORS else v for k, v in options.items()}))
+        launches.setdefault(key, lambda: compiled(x, weight, bias, **options))
 
+    latents = torch.randn(1, 128, 2, 2, 2, device="cuda", dtype=torch.bfloat16)
+    kernels.conv = note
+    for choose in CHOICES.values():
+        FusedDecoder(decoder, choose)(latents)
+    kernels.conv = compiled
+    for _, height, width, c_in, c_out, _ in SHAPES.values():
+        x = latents.new_zeros(2, height // 8, width // 8, c_in)
+        out, weight, bias = x.new_zeros(*x.shape[:3], c_out), x.new_zeros(27, c_out, c_in), x.new_zeros(c_out)
+        for blocks in BLOCKS.values():
+            if blocks.outputs <= c_out:
+                note(x, weight, bias, out=out, blocks=blocks)
     with ThreadPoolExecutor(16) as pool:
-        jobs = [(name, blocks) for name in SHAPES for blocks in BLOCKS.values()]
-        futures = [pool.submit(compile_one, job) for job in jobs]
-    failed = [future.exception() for future in futures if future.exception()]
-    report("compiling the kernels alone", f"{len(jobs)} jobs, {len(failed)} failed {failed[:1]}")
+        failures = [future.exception() for future in [pool.submit(launch) for launch in launches.values()]]
+    failed = [str(failure) for failure in failures if failure]
+    return f"{len(launches)} kernels, {len(failed)} failed {failed[:1]}"
 
 
 def check(decoder: VideoDecoder) -> str:
@@ -217,15 +239,7 @@ def whole(decoder: VideoDecoder, latents: Tensor) -> None:
     attempt("plain, tiled", lambda: timed(lambda: tiled(decoder), 3))
     attempt("plain, kernels", lambda: profile("plain, one piece", lambda: decoder(latents)))
 
-    def wide(inputs: int, outputs: int, *, normed: bool) -> Blocks:
-        blocks = choose_blocks(inputs, outputs, normed=normed)
-        return replace(blocks, outputs=256, num_warps=8) if outputs >= 256 else blocks
-
-    def tall(inputs: int, outputs: int, *, normed: bool) -> Blocks:
-        blocks = wide(inputs, outputs, normed=normed)
-        return replace(blocks, rows=16, num_warps=8) if outputs == 128 else blocks
-
-    for name, choose in (("default", choose_blocks), ("n256", wide), ("n256, tall", tall)):
+    for name, choose in CHOICES.items():
         attempt(f"fused ({name}), one piece", lambda choose=choose: timed_fused(decoder, latents, choose))
     fused = FusedDecoder(decoder)
     attempt("fused, tiled", lambda: timed(lambda: tiled(fused), 3))
@@ -264,7 +278,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     decoder = random_decoder()
     latents = torch.randn(1, 128, *SIZE, device="cuda", dtype=torch.bfloat16)
-    warm_kernels()
+    attempt("compiling", lambda: warm_kernels(decoder))
     attempt("check", lambda: check(decoder))
     whole(decoder, latents)
     diffusers_decoder(latents)

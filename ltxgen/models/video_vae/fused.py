@@ -17,7 +17,7 @@ from ltxgen.models.video_vae import kernels
 from ltxgen.models.video_vae.convolution import VideoConv
 from ltxgen.models.video_vae.decoder import VideoDecoder
 from ltxgen.models.video_vae.kernels import Blocks
-from ltxgen.models.video_vae.resnet import ResnetStage
+from ltxgen.models.video_vae.resnet import ResnetBlock, ResnetStage
 from ltxgen.models.video_vae.sampling import Upsample
 
 Stride = tuple[int, int, int]

@@ -37,7 +37,8 @@ def _silu(x):
     return x / (1 + tl.exp(-x))
 
 
-@triton.jit
+# One compiled kernel serves videos of every size.
+@triton.jit(do_not_specialize=["FRAMES", "HEIGHT", "WIDTH"])
 def _conv_kernel(
     x_desc,
     weight_desc,
@@ -110,7 +111,7 @@ def _conv_kernel(
         tl.store(normed_ptr + places, normed.to(normed_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["PIXELS"])
 def _norm_silu_kernel(x_ptr, out_ptr, PIXELS, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     pixels = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     places = pixels[:, None] * CHANNELS + tl.arange(0, CHANNELS)[None, :]
