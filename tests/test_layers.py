@@ -39,6 +39,7 @@ RESERVED = {
     "omegaconf": {"config.compose"},
     "torch.distributed": {"parallel", "runtime"},
     "accelerate": {"parallel", "runtime"},
+    "triton": {"models.video_vae.kernels"},
     "transformers": {"models.text_encoder"},
     "sentencepiece": {"models.text_encoder"},
     "diffusers": set(),

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import Any, Literal
 
 from ltxgen.config.errors import MISSING, Problem
 from ltxgen.media.pixels import to_uint8
-from ltxgen.models.video_vae import Tiling, VideoDecoder, decode_tiled
+from ltxgen.models.video_vae import (
+    Kernels,
+    Tiling,
+    decode_tiled,
+    decoder_for,
+    fit_tiling,
+    why_not_fused,
+)
 from ltxgen.registry import register
+from ltxgen.runtime.memory import free_device_bytes
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stream
+
+# The rest is for what the model of memory leaves out: the sound's decoder, fragments.
+_SHARE_OF_FREE_MEMORY = 0.85
+# What `auto` means without a GPU: the sizes of the current official code.
+_ON_CPU = Tiling(spatial_tile_px=768, spatial_overlap_px=64, temporal_tile_frames=80, temporal_overlap_frames=24)
 
 
 @dataclass(frozen=True)
@@ -32,10 +43,14 @@ class TilingConfig:
 @register("stage", "decode_video")
 @dataclass(frozen=True)
 class DecodeVideoConfig:
-    """Which latent is decoded; `tiling: null` decodes in one piece."""
+    """Which latent is decoded; `tiling: null` decodes in one piece, `auto` in the fewest tiles that fit.
+
+    `kernels`: `plain` layers, or `fused` ones for GPUs, or `auto`, which takes the fused ones where they run.
+    """
 
     video: str
-    tiling: TilingConfig | None = None
+    tiling: Literal["auto"] | TilingConfig | None = None
+    kernels: Kernels = "plain"
 
     def build(self, name: str, setting: Setting) -> DecodeVideo:
         return DecodeVideo(self, name, setting)
@@ -53,24 +68,38 @@ class DecodeVideo:
         self.reads = (config.video,)
         self.writes = (f"{name}.frames",)
         self.parts = (PartRequest("video_decoder", setting.dtype),)
+        self.device, self.dtype = setting.device, setting.dtype
+        self.tiling: Tiling | Literal["auto"] | None = "auto"
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
+        problems = []
         try:
-            if self.config.tiling is not None:
-                self.config.tiling.build()
+            self.tiling = self._fixed_tiling()
         except ValueError as error:
-            return [Problem(f"stages.{self.name}.tiling", MISSING, line) for line in str(error).splitlines()]
-        return []
+            problems = [Problem(f"stages.{self.name}.tiling", MISSING, line) for line in str(error).splitlines()]
+        obstacle = why_not_fused(self.device, self.dtype) if self.config.kernels == "fused" else None
+        if obstacle is not None:
+            problems.append(Problem(f"stages.{self.name}.kernels", "fused", f"{obstacle}; take auto or plain"))
+        return problems
 
     def describe(self) -> dict[str, Any]:
-        return {"tiling": vars(self.config.tiling) if self.config.tiling else None}
+        tiling = vars(self.tiling) if isinstance(self.tiling, Tiling) else self.tiling
+        return {"tiling": tiling, "kernels": self.config.kernels}
 
     def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
-        return {self.writes[0]: Stream(self._frames(parts["video_decoder"], state[self.config.video]))}
+        latents = state[self.config.video]
+        decoder, cost = decoder_for(parts["video_decoder"], latents, self.config.kernels)
+        if self.tiling == "auto":
+            free = free_device_bytes(latents.device)
+            self.tiling = fit_tiling(cost, latents.shape[2:], int(_SHARE_OF_FREE_MEMORY * free))
+        return {self.writes[0]: Stream(map(to_uint8, decode_tiled(decoder, latents, self.tiling)))}
 
-    def _frames(self, decoder: VideoDecoder, latents: Tensor) -> Iterator[Tensor]:
-        if self.config.tiling is None:
-            yield to_uint8(decoder(latents))
-            return
-        for chunk in decode_tiled(decoder, latents, self.config.tiling.build()):
-            yield to_uint8(chunk)
+    def _fixed_tiling(self) -> Tiling | Literal["auto"] | None:
+        """Known before the run unless it depends on a GPU's free memory."""
+        match self.config.tiling:
+            case "auto":
+                return "auto" if self.device.type == "cuda" else _ON_CPU
+            case None:
+                return None
+            case tiling:
+                return tiling.build()

@@ -1,5 +1,7 @@
 """The video VAE of LTX-2.3 and LTX-2: pixels to normalised latents and back, whole or in overlapping tiles."""
 
+from ltxgen.models.video_vae.budget import DecodeCost, fit_tiling
+from ltxgen.models.video_vae.choice import Kernels, decoder_for, why_not_fused
 from ltxgen.models.video_vae.config import Resample, ResStage, VideoVAEConfig
 from ltxgen.models.video_vae.decoder import VideoDecoder
 from ltxgen.models.video_vae.encoder import VideoEncoder
@@ -10,6 +12,8 @@ from ltxgen.models.video_vae.tiling import FRAMES_PER_LATENT, PIXELS_PER_LATENT,
 __all__ = [
     "FRAMES_PER_LATENT",
     "PIXELS_PER_LATENT",
+    "DecodeCost",
+    "Kernels",
     "PerChannelStatistics",
     "ResStage",
     "Resample",
@@ -21,6 +25,9 @@ __all__ = [
     "VideoVAEConfig",
     "blend_tiles",
     "decode_tiled",
+    "decoder_for",
     "encode_tiled",
+    "fit_tiling",
     "list_tiles",
+    "why_not_fused",
 ]
