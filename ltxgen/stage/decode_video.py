@@ -43,7 +43,7 @@ class TilingConfig:
 @register("stage", "decode_video")
 @dataclass(frozen=True)
 class DecodeVideoConfig:
-    """Which latent is decoded; `tiling: null` decodes in one piece, `auto` in the fewest tiles that fit.
+    """Which latent is decoded; `tiling: null` decodes in one piece, `auto` in tiles that fit a GPU's memory.
 
     `kernels`: `plain` layers, or `fused` ones for GPUs, or `auto`, which takes the fused ones where they run.
     """

@@ -13,8 +13,6 @@ from ltxgen.models.video_vae.tiling import FRAMES_PER_LATENT, PIXELS_PER_LATENT,
 # The overlaps of the current official code; its tile sizes are 768 px and 80 frames.
 OVERLAP_PX = 64
 OVERLAP_FRAMES = 24
-# `to_uint8` makes fp32 values, a mask of the finite ones and the pixels twice, in turn.
-_BYTES_PER_VALUE_TO_PIXELS = 7
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class DecodeCost:
         values = 3 * frames * size[1] * size[2] * PIXELS_PER_LATENT**2
         # Joined tiles, and the frames kept of the group before.
         blended = 2 * self.itemsize * values if len(time) * len(rows) * len(columns) > 1 else 0
-        return blended + max(self.activation_bytes(tile), values * (self.itemsize + _BYTES_PER_VALUE_TO_PIXELS))
+        return blended + max(self.activation_bytes(tile), values * (self.itemsize + 1))
 
     def _widest(self, size: Sequence[int]) -> int:
         """Values of the largest activation."""
@@ -58,9 +56,9 @@ class DecodeCost:
 
 
 def fit_tiling(cost: DecodeCost, size: Sequence[int], free_bytes: int) -> Tiling | None:
-    """The fewest tiles of latents of `size` (F', H', W') that decode within `free_bytes`, None being one piece.
+    """The fastest tiling of latents of `size` (F', H', W') that decodes within `free_bytes`; None is one piece.
 
-    Among as many tiles, those that overlap least. Neighbours share what they do in the official code.
+    The fastest decodes the fewest latents twice, in the fewest tiles. Neighbours share as much as in the official code.
 
     Raises ValueError where not even the smallest tiles fit.
     """
@@ -89,7 +87,7 @@ def _tilings(size: Sequence[int]) -> list[Tiling]:
 
 
 def _work(size: Sequence[int], tiling: Tiling) -> tuple[int, int]:
-    """Tiles, then latents decoded in all."""
+    """Latents decoded in all, then tiles."""
     axes = split_axes(size, tiling)
     latents = math.prod(sum(span.stop - span.start for span in axis) for axis in axes)
-    return math.prod(map(len, axes)), latents
+    return latents, math.prod(map(len, axes))
