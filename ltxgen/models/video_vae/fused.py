@@ -1,139 +1,146 @@
-"""The video decoder as few GPU kernels: same weights, same maths, each activation written once.
+"""The video decoder with its channels last: cuDNN convolves, and one kernel does all that stands between two of them.
 
-Shapes: F frames, H height, W width, C channels; activations lie as (F, H, W, C). A `Pair` is what a layer hands on:
-its result, SiLU(PixelNorm(result)), or both, whichever its reader takes.
+The same weights and maths as `VideoDecoder`; each activation is written once, in the padded form in which the next
+convolution reads it. Shapes: F frames, H height, W width, C channels; activations lie as (F, H, W, C).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from ltxgen.models.video_vae import kernels
-from ltxgen.models.video_vae.convolution import VideoConv
 from ltxgen.models.video_vae.decoder import VideoDecoder
-from ltxgen.models.video_vae.kernels import Blocks
+from ltxgen.models.video_vae.epilogue import Epilogue, Stride, torch_epilogue
 from ltxgen.models.video_vae.resnet import ResnetBlock, ResnetStage
 from ltxgen.models.video_vae.sampling import Upsample
 
-Stride = tuple[int, int, int]
-
 
 @dataclass(frozen=True)
-class Pair:
-    """A result (F, H, W, C) and the same after norm and SiLU; None where nobody reads it."""
+class _Step:
+    """A convolution, what it reads and what becomes of its result.
 
-    plain: Tensor | None
-    normed: Tensor | None
+    The trunk is what residual blocks add to. A result takes its place, with or without the trunk added, or is `inner`.
+    """
+
+    conv: nn.Conv3d
+    stride: Stride = (1, 1, 1)
+    reads_normed: bool = False
+    inner: bool = False
+    adds_trunk: bool = False
 
 
-class BlockChoice(Protocol):
-    """Says how a convolution of so many input and output channels (of one phase) is cut; normed: its norm is wanted."""
-
-    def __call__(self, inputs: int, outputs: int, *, normed: bool) -> Blocks: ...
-
-
-def choose_blocks(inputs: int, outputs: int, *, normed: bool) -> Blocks:
-    """The blocks that were fastest on an H200."""
-    if outputs == 256 and normed:
-        return Blocks(outputs=256, num_warps=8)
-    return Blocks(outputs=128 if outputs >= 128 else max(16, 1 << (outputs - 1).bit_length()))
+def _steps(decoder: VideoDecoder) -> Iterator[_Step]:
+    yield _Step(decoder.conv_in.conv)
+    for block in decoder.up_blocks:
+        if isinstance(block, Upsample):
+            yield _Step(block.conv.conv, block.stride, adds_trunk=block.residual)
+            continue
+        assert isinstance(block, ResnetStage)
+        for res in block.res_blocks:
+            assert isinstance(res, ResnetBlock)
+            yield _Step(res.conv1.conv, reads_normed=True, inner=True)
+            yield _Step(res.conv2.conv, reads_normed=True, adds_trunk=True)
+    yield _Step(decoder.conv_out.conv, reads_normed=True)
 
 
 class FusedDecoder:
-    """Calls like the `VideoDecoder` that it is made of, whose weights it holds once more, in the kernels' order."""
+    """Calls like the `VideoDecoder` that it is made of; the weights are shared, and put into channels-last order."""
 
-    def __init__(self, decoder: VideoDecoder, choose: BlockChoice = choose_blocks) -> None:
+    def __init__(self, decoder: VideoDecoder, epilogue: Epilogue = torch_epilogue) -> None:
+        decoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stubs
         self.config = decoder.config
         self._statistics = decoder.per_channel_statistics
-        self._layers: list[_Layer] = [_Conv(decoder.conv_in, choose)]
-        for block in decoder.up_blocks:
-            if isinstance(block, Upsample):
-                self._layers.append(_Conv(block.conv, choose, block.stride))
-                continue
-            assert isinstance(block, ResnetStage)
-            for res in block.res_blocks:
-                assert isinstance(res, ResnetBlock)
-                self._layers.append(_Resnet(_Conv(res.conv1, choose), _Conv(res.conv2, choose)))
-        self._last = _Conv(decoder.conv_out, choose)
+        self._steps = tuple(_steps(decoder))
+        self._epilogue = epilogue
+        self._frames_before = 2 if decoder.config.causal_decoder else 1
+        self._edge = 1 if decoder.config.decoder_padding == "reflect" else 0  # cuDNN pads by zeros itself
 
+    @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
         """(B, 128, F', H', W') -> (B, 3, 8(F' − 1) + 1, 32·H', 32·W')."""
-        return torch.stack([self._decode(video) for video in latents])
+        videos = [self._decode(video)[None] for video in self._statistics.denormalize(latents)]
+        return videos[0] if len(videos) == 1 else torch.cat(videos)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        latents = self._statistics.denormalize(latents[None])[0]
-        pair = Pair(latents.permute(1, 2, 3, 0).contiguous(), None)
-        for layer, reader in zip(self._layers, [*self._layers[1:], None], strict=True):
-            # A residual block reads both, an upsampling the plain result, the last convolution the normed one.
-            both = isinstance(reader, _Resnet)
-            pair = layer(pair, plain=reader is not None, normed=both or reader is None)
-        assert pair.normed is not None
-        x = self._last.run(pair.normed, plain=True, normed=False).plain
-        assert x is not None
-        size = self.config.patch_size
-        F, H, W, _ = x.shape
-        # The channel of a patch is (colour, sub-column, sub-row), as in `unpatchify`.
-        return x.view(F, H, W, -1, size, size).permute(3, 0, 1, 5, 2, 4).reshape(-1, F, H * size, W * size)
+        source, inside = self._padded(latents, latents.shape[1:], latents.shape[0])
+        inside.copy_(latents.permute(1, 2, 3, 0))
+        self._fill_padding(source)
+        trunk: Tensor | None = None
+        # Names go as soon as their tensors are done with: three activations are alive at most.
+        del inside
+        for step, reader in itertools.pairwise(self._steps):
+            y = self._convolve(step.conv, source)
+            del source
+            if not (step.inner or step.adds_trunk):
+                trunk = None
+            source, trunk = self._finish(step, reader, y, trunk)
+            del y
+        last = self._steps[-1].conv
+        return self._to_pixels(self._convolve(last, source), last)
 
+    def _convolve(self, conv: nn.Conv3d, source: Tensor) -> Tensor:
+        """The padded (F + 2, H, W, C) -> (F, H, W, C'), without the bias."""
+        x = source[None].permute(0, 4, 1, 2, 3)
+        y = functional.conv3d(x, conv.weight, padding=(0, 1 - self._edge, 1 - self._edge))
+        return y[0].permute(1, 2, 3, 0)
 
-class _Layer(Protocol):
-    def __call__(self, pair: Pair, *, plain: bool, normed: bool) -> Pair: ...
-
-
-class _Conv:
-    """A convolution of the plain result, with its upsampling."""
-
-    def __init__(self, conv: VideoConv, choose: BlockChoice, stride: Stride = (1, 1, 1)) -> None:
-        assert conv.conv.bias is not None
-        self.weight = kernels.pack_weight(conv.conv.weight, stride)
-        self.bias = kernels.pack_bias(conv.conv.bias, stride)
-        self.causal = conv.causal
-        self.stride = stride
-        self.channels = conv.conv.out_channels // math.prod(stride)
-        self._choose = choose
-
-    def __call__(self, pair: Pair, *, plain: bool, normed: bool) -> Pair:
-        assert pair.plain is not None
-        return self.run(pair.plain, plain=plain, normed=normed)
-
-    def run(self, x: Tensor, *, plain: bool, normed: bool, skip: Tensor | None = None) -> Pair:
-        """The convolution of `x`, plus `skip`, which is overwritten by the plain result."""
-        F, H, W, C = x.shape
-        a, b, c = self.stride
-        blocks = self._choose(C, self.channels, normed=normed)
-        inside = blocks.outputs == self.channels  # the kernel sees all channels of a pixel and can norm them
-        shape = (F * a - (a - 1), H * b, W * c, self.channels)
-        out = skip if skip is not None else x.new_empty(shape) if plain or not inside else None
-        result = x.new_empty(shape) if normed and inside else None
-        kernels.conv(
-            x,
-            self.weight,
-            self.bias,
-            causal=self.causal,
-            stride=self.stride,
-            skip=skip,
-            out=out if plain or not inside else None,
-            normed=result,
-            blocks=blocks,
+    def _finish(self, step: _Step, reader: _Step, y: Tensor, trunk: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What `reader` convolves, made of the sums `y` of `step`; and the trunk, None where nobody adds to it."""
+        F, H, W, C = y.shape
+        a, b, c = step.stride
+        size, channels = (F * a - (a - 1), H * b, W * c), C // math.prod(step.stride)
+        source, inside = self._padded(y, size, channels)
+        plain: Tensor | None
+        if not reader.reads_normed:
+            plain = inside
+        elif step.inner or reader is self._steps[-1]:
+            plain = None
+        else:
+            plain = trunk if step.adds_trunk and math.prod(step.stride) == 1 else y.new_empty((*size, channels))
+        assert step.conv.bias is not None
+        self._epilogue(
+            y,
+            step.conv.bias,
+            step.stride,
+            skip=trunk if step.adds_trunk else None,
+            plain=plain,
+            normed=inside if reader.reads_normed else None,
         )
-        if normed and not inside:
-            assert out is not None
-            result = kernels.norm_silu(out, out=None if plain else out)
-        return Pair(out if plain else None, result)
+        self._fill_padding(source)
+        return source, trunk if step.inner else plain
 
+    def _padded(self, like: Tensor, size: torch.Size | tuple[int, int, int], channels: int) -> tuple[Tensor, Tensor]:
+        """An empty tensor for frames of `size` with their padding, and its inside."""
+        F, H, W = size
+        edge, before = self._edge, self._frames_before
+        whole = like.new_empty((F + 2, H + 2 * edge, W + 2 * edge, channels))
+        return whole, whole[before : before + F, edge : edge + H, edge : edge + W]
 
-@dataclass(frozen=True)
-class _Resnet:
-    conv1: _Conv
-    conv2: _Conv
+    def _fill_padding(self, x: Tensor) -> None:
+        """Copy the outer frames, and reflect pixels where the model does, from the inside to the padding."""
+        if self._edge:
+            x[:, 0], x[:, -1] = x[:, 2], x[:, -3]
+            x[:, :, 0], x[:, :, -1] = x[:, :, 2], x[:, :, -3]
+        before = self._frames_before
+        x[:before] = x[before]
+        if before == 1:
+            x[-1] = x[-2]
 
-    def __call__(self, pair: Pair, *, plain: bool, normed: bool) -> Pair:
-        assert pair.normed is not None
-        inner = self.conv1.run(pair.normed, plain=False, normed=True).normed
-        assert inner is not None
-        return self.conv2.run(inner, plain=plain, normed=normed, skip=pair.plain)
+    def _to_pixels(self, y: Tensor, conv: nn.Conv3d) -> Tensor:
+        """(F, H, W, 3·size²) and the bias -> (3, F, H·size, W·size)."""
+        F, H, W, C = y.shape
+        size = self.config.patch_size
+        colours = C // size**2
+        # The channel of a patch is (colour, sub-column, sub-row), as in `unpatchify`.
+        patches = y.reshape(F, H, W, colours, size, size).permute(3, 0, 1, 5, 2, 4)
+        assert conv.bias is not None
+        bias = conv.bias.view(colours, 1, 1, size, 1, size).transpose(3, 5)
+        video = y.new_empty(colours, F, H * size, W * size)
+        torch.add(patches, bias, out=video.view(colours, F, H, size, W, size))
+        return video
