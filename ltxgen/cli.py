@@ -28,6 +28,7 @@ ltxgen {version}: LTX-2.3 audio-video generation from YAML
   ltxgen ls [GROUP]                          recipes and choices: recipe, model, request, stage, attention, ...
   ltxgen cp RECIPE NEW                       copy a recipe to ./recipes/NEW.yaml to edit it
   ltxgen compare A B                         two runs: picture, sound and latents
+  ltxgen bench [CASE ...] [key=value ...]    how fast its parts are here, beside their floors and diffusers
 
   ltxgen +recipe=ltx23_two_stage model=ltx23_tiny request=demo     try it now, no weights needed
   ltxgen -m +recipe=NAME request.seed=1,2    a sweep; --cfg job shows a composed recipe; --help has all keys
@@ -188,7 +189,8 @@ def _plan(config: Mapping[str, Any]) -> None:
 
     plan = make_plan(parse_recipe(config))
     show_plan(plan, _console())
-    plan.require()
+    if plan.problems:
+        raise Refusal(plan.problems)
 
 
 def _fetch(config: Mapping[str, Any]) -> None:
@@ -218,9 +220,21 @@ def _ls(words: list[str]) -> int:
     if group not in groups:
         message = f"must be one of {', '.join(groups)}{did_you_mean(group, groups)}"
         raise Refusal([Problem("ls", group, message)])
+    lacking = _lacking_attention() if group == "attention" else {}
     for name in groups[group]:
         print(f"{name:<24} {compose.first_comment(group, name)}")
+        if lacking.get(name):
+            print(f"{'':<24} unavailable here: {lacking[name]}")
     return 0
+
+
+def _lacking_attention() -> Mapping[str, str | None]:
+    """Why each attention backend can't run on this machine in bfloat16; None for those that can."""
+    from ltxgen.attention.choice import availability
+    from ltxgen.attention.protocol import DeviceFacts
+    from ltxgen.runtime.environment import DTYPES, resolve_device
+
+    return availability(DeviceFacts.of(resolve_device()), DTYPES["bfloat16"])
 
 
 def _cp(words: list[str]) -> int:
@@ -261,6 +275,16 @@ def _compare(words: list[str]) -> int:
     return 0
 
 
+def _bench(words: list[str]) -> int:
+    from ltxgen.bench.command import bench
+    from ltxgen.config import compose
+
+    def composed(overrides: Sequence[str]) -> dict[str, Any]:
+        return compose.compose_config(compose.name_recipe_paths(compose.open_overrides(overrides)))
+
+    return bench(words, composed, _console())
+
+
 def _console() -> Any:
     """Where tables go: as wide as the terminal, and wide where a file or pipe has no width to respect."""
     from rich.console import Console
@@ -272,4 +296,4 @@ def _console() -> Any:
 
 
 _RECIPE_COMMANDS: Mapping[str, Callable[[dict[str, Any]], None]] = {"run": _run, "plan": _plan, "fetch": _fetch}
-_PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {"ls": _ls, "cp": _cp, "compare": _compare}
+_PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {"ls": _ls, "cp": _cp, "compare": _compare, "bench": _bench}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import ltxgen
@@ -61,7 +62,7 @@ def test_the_usage_names_every_command(run_ltxgen, tmp_path):
 def test_an_unknown_command(run_ltxgen, tmp_path):
     result = run_ltxgen("plam", RECIPE, cwd=tmp_path)
     assert result.code == 2
-    assert "command = plam: must be one of run, plan, fetch, ls, cp, compare; did you mean 'plan'?" in result.err
+    assert "command = plam: must be one of run, plan, fetch, ls, cp, compare, bench; did you mean 'plan'?" in result.err
 
 
 def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
@@ -93,6 +94,12 @@ def test_ls(run_ltxgen, tmp_path):
     assert models.code == 0
     assert "ltx23_tiny" in models.out
     assert "random weights" in models.out
+    attention = run_ltxgen("ls", "attention", cwd=tmp_path).out.splitlines()
+    (missing,) = (position for position, line in enumerate(attention) if line.startswith("flash3 "))
+    assert "unavailable here: " in attention[missing + 1]
+    assert "flash_attn_interface is not installed" in attention[missing + 1] or torch.cuda.is_available()
+    (present,) = (position for position, line in enumerate(attention) if line.startswith("reference "))
+    assert "unavailable" not in attention[present + 1]
     wrong = run_ltxgen("ls", "modle", cwd=tmp_path)
     assert (wrong.code, wrong.out) == (2, "")
     assert "did you mean 'model'?" in wrong.err
@@ -139,7 +146,7 @@ def test_plan(run_ltxgen, tiny_words, tmp_path, monkeypatch):
     assert (result.code, result.err) == (0, "")
     for shown in (
         "64x64, 9 frames at 30000/1001 per second (0.30 s), seed 10",
-        "cpu, float32, numerics current, attention sdpa, parallel single",
+        "cpu, float32, numerics current, attention auto, parallel auto",
         "4 passes a step, 8 in all",
         "1 passes a step, 3 in all; loras distilled 1.0",
         "tokens video 8",

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, BuildOptions, ComponentSpec
-from ltxgen.artifacts.safetensors_file import BadFile
+from ltxgen.artifacts.placement import WHOLE, Placement
+from ltxgen.artifacts.safetensors_file import ALL_ROWS, BadFile
 from ltxgen.artifacts.source import FileSource, TensorSource
 from ltxgen.artifacts.synthetic import SyntheticSource
 from ltxgen.config.errors import Problem, Refusal
@@ -22,7 +24,12 @@ from ltxgen.config.errors import Problem, Refusal
 NAMES_SHOWN = 5
 
 OnTensor = Callable[[str, int], None]  # module key, bytes
-ReadTensor = Callable[[str, torch.device], torch.Tensor]  # module key, target
+
+
+class ReadTensor(Protocol):
+    """Reads a tensor, or rows of it, by its key in the module."""
+
+    def __call__(self, key: str, device: torch.device, rows: slice = ALL_ROWS) -> torch.Tensor: ...
 
 
 def load_component(
@@ -32,12 +39,13 @@ def load_component(
     dtype: torch.dtype,
     options: BuildOptions | None = None,
     *,
+    placement: Placement = WHOLE,
     on_tensor: OnTensor | None = None,
 ) -> nn.Module:
     """The component on `device`, all its floating tensors in `dtype`, in eval mode and without gradients.
 
-    `on_tensor` is called after each tensor, for progress. Raises Refusal when the file does not fit the architecture;
-    `check_artifacts` finds that before any weight is read.
+    `placement` says which part of each tensor is read and held; `on_tensor` is called after each, for progress. Raises
+    Refusal when the file does not fit the architecture; `check_artifacts` finds that before any weight is read.
     """
     spec = COMPONENTS[component] if isinstance(component, str) else component
     options = options or BuildOptions()
@@ -45,7 +53,7 @@ def load_component(
     try:
         with torch.inference_mode(False), torch.no_grad():
             # Parameters made in inference mode could never be changed in place, and LoRAs are fused in place.
-            return _load(spec, artifact, device, dtype, options, on_tensor)
+            return _load(spec, artifact, device, dtype, options, placement, on_tensor)
     except (BadFile, ValueError) as error:
         raise Refusal([Problem(artifact.config_path, str(artifact.path), str(error))]) from error
 
@@ -56,6 +64,7 @@ def _load(
     device: torch.device,
     dtype: torch.dtype,
     options: BuildOptions,
+    placement: Placement,
     on_tensor: OnTensor | None,
 ) -> nn.Module:
     with open_source(artifact, spec, options) as source:
@@ -64,11 +73,13 @@ def _load(
         file_keys = spec.file_keys(source.shapes)
         if problems := key_problems(spec, wanted, file_keys, source.shapes):
             raise ValueError("; ".join(problems))
+        placement.prepare(spec.name, module)
         state: dict[str, torch.Tensor] = {}
-        for key in wanted:
-            state[key] = source.read(file_keys[key], device, dtype)
+        for key, like in module.state_dict().items():
+            held = source.read(file_keys[key], device, dtype, placement.rows(like))
+            state[key] = placement.assemble(held, like)
             if on_tensor is not None:
-                on_tensor(key, state[key].numel() * state[key].element_size())
+                on_tensor(key, held.numel() * held.element_size())
     module.load_state_dict(state, assign=True)
     module.eval().requires_grad_(False)
     materialize = getattr(module, "materialize_buffers", None)  # Gemma's tables, which no file holds
@@ -85,16 +96,28 @@ def tensor_reader(
     spec = COMPONENTS[component] if isinstance(component, str) else component
     with open_source(artifact, spec, options or BuildOptions()) as source:
         file_keys = spec.file_keys(source.shapes)
-        yield lambda key, device: source.read(file_keys[key], device, dtype)
+
+        def read(key: str, device: torch.device, rows: slice = ALL_ROWS) -> torch.Tensor:
+            return source.read(file_keys[key], device, dtype, rows)
+
+        yield read
 
 
 def open_source(artifact: ResolvedArtifact, spec: ComponentSpec, options: BuildOptions) -> TensorSource:
     """The artifact's tensors: all of its file, or the component's own for the synthetic source. Raises BadFile."""
     if artifact.path is not None:
         return FileSource(artifact.path)
+    shapes = component_shapes(spec, artifact, options)
+    in_file = {spec.keys.file_key(key): shape for key, shape in shapes.items()}
+    return SyntheticSource(in_file, artifact.seed, component=spec.name)
+
+
+def component_shapes(
+    spec: ComponentSpec, artifact: ResolvedArtifact, options: BuildOptions
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a component's tensors by their keys in its module. Raises as `build_on_meta`."""
     module = build_on_meta(spec, artifact, options, {})
-    shapes = {spec.keys.file_key(key): tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    return SyntheticSource(shapes, artifact.seed, component=spec.name)
+    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 
 
 def build_on_meta(

@@ -16,6 +16,7 @@ from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.load import ReadTensor, first_names
+from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.artifacts.source import FileSource, TensorSource
 from ltxgen.artifacts.synthetic import SyntheticSource
@@ -124,11 +125,12 @@ def fuse(
     loras: Sequence[tuple[Lora, float]],
     *,
     keep_original: Keep | None = None,
+    placement: Placement = WHOLE,
 ) -> dict[str, torch.Tensor]:
     """Add LoRAs to the live weights of `module`, in place, pair by pair; strengths of 0 are skipped.
 
-    Returns the touched weights as they were, by parameter name, on their device or the CPU (empty for
-    keep_original=None). Give them to `restore`.
+    Of each weight, the rows that `placement` holds here are changed. Returns these as they were, by parameter name, on
+    their device or the CPU (empty for keep_original=None). Give them to `restore`.
     """
     originals: dict[str, torch.Tensor] = {}
     weights = linear_weights(module)
@@ -137,23 +139,24 @@ def fuse(
         sources = [stack.enter_context(open_lora(lora.artifact, weights)) for lora, _ in active]
         try:
             for name in touched_modules([lora for lora, _ in active], weights):
-                weight = module.get_parameter(f"{name}.weight")
-                delta = _delta(name, weight, active, sources)
+                parameter = module.get_parameter(f"{name}.weight")
+                weight = placement.local(parameter)
+                delta = _delta(name, weight, placement.rows(parameter), active, sources)
                 if keep_original is not None:
                     target = weight.device if keep_original == "device" else torch.device("cpu")
                     originals[f"{name}.weight"] = weight.detach().to(target, copy=True)
                 weight.add_(delta)
         except BaseException:
-            restore(module, originals)  # half-fused weights must not be mistaken for clean ones
+            restore(module, originals, placement)  # half-fused weights must not be mistaken for clean ones
             raise
     return originals
 
 
-def restore(module: nn.Module, originals: Mapping[str, torch.Tensor]) -> None:
+def restore(module: nn.Module, originals: Mapping[str, torch.Tensor], placement: Placement = WHOLE) -> None:
     """Put kept weights back, bit for bit."""
     with torch.no_grad():
         for name, original in originals.items():
-            module.get_parameter(name).copy_(original)
+            placement.local(module.get_parameter(name)).copy_(original)
 
 
 def touched_modules(loras: Sequence[Lora], weights: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
@@ -175,12 +178,14 @@ class FusedLoras:
         *,
         keep_original: Keep | None = "device",
         reload: Callable[[], AbstractContextManager[ReadTensor]] | None = None,
+        placement: Placement = WHOLE,
     ) -> None:
         if keep_original is None and reload is None:
             raise ValueError("keep_original = None needs `reload`, or fused LoRAs could never be taken out")
         self._module = module
         self._keep = keep_original
         self._reload = reload
+        self._placement = placement
         self._originals: dict[str, torch.Tensor] = {}
         self._identity: tuple[tuple[object, float], ...] = ()
         self.fusion = Fusion()
@@ -205,7 +210,7 @@ class FusedLoras:
             notes=tuple(lora.note for lora, _ in matched if lora.note),
         )
         try:
-            self._originals = fuse(self._module, matched, keep_original=self._keep)
+            self._originals = fuse(self._module, matched, keep_original=self._keep, placement=self._placement)
         except BaseException:
             if self._keep is None:
                 self._read_again(modules)
@@ -219,7 +224,7 @@ class FusedLoras:
         if self._keep is None:
             self._read_again(self.fusion.modules)
         else:
-            restore(self._module, self._originals)
+            restore(self._module, self._originals, self._placement)
         self._originals = {}
         self._identity = ()
         self.fusion = Fusion()
@@ -230,21 +235,26 @@ class FusedLoras:
         assert self._reload is not None, "checked when this was made"
         with self._reload() as read, torch.no_grad():
             for name in modules:
-                weight = self._module.get_parameter(f"{name}.weight")
-                weight.copy_(read(f"{name}.weight", weight.device))
+                parameter = self._module.get_parameter(f"{name}.weight")
+                weight = self._placement.local(parameter)
+                weight.copy_(read(f"{name}.weight", weight.device, self._placement.rows(parameter)))
 
 
 def _delta(
-    name: str, weight: torch.Tensor, active: Sequence[tuple[Lora, float]], sources: Sequence[TensorSource]
+    name: str,
+    weight: torch.Tensor,
+    rows: slice,
+    active: Sequence[tuple[Lora, float]],
+    sources: Sequence[TensorSource],
 ) -> torch.Tensor:
-    """Sum of the LoRAs' products for one module, in the weight's dtype on its device."""
+    """Sum of the LoRAs' products for one module's `rows`, in the dtype of `weight` on its device."""
     total: torch.Tensor | None = None
     for (lora, strength), source in zip(active, sources, strict=True):
         pair = lora.pairs.get(name)
         if pair is None:
             continue
         dtype = stored_dtype(source, pair.a, weight.dtype)
-        a, b = source.read(pair.a, weight.device, dtype), source.read(pair.b, weight.device, dtype)
+        a, b = source.read(pair.a, weight.device, dtype), source.read(pair.b, weight.device, dtype, rows)
         scale = strength
         if pair.alpha is not None:
             scale *= source.read(pair.alpha, torch.device("cpu"), torch.float32).item() / pair.rank

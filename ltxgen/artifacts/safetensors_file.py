@@ -36,6 +36,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
+ALL_ROWS = slice(None)  # of a tensor's first dimension; the only ones that a scalar has
+
+
 class BadFile(Exception):
     """A file that can't be used; the text says why and what to do, without the path."""
 
@@ -52,6 +55,13 @@ class TensorInfo:
     @property
     def num_bytes(self) -> int:
         return self.end - self.begin
+
+    def of_rows(self, rows: slice) -> TensorInfo:
+        """Where consecutive rows (of the first dimension) lie: tensors are stored row by row."""
+        start, stop, _ = rows.indices(self.shape[0])
+        row_bytes = self.num_bytes // max(self.shape[0], 1)
+        shape = (stop - start, *self.shape[1:])
+        return TensorInfo(self.dtype, shape, self.begin + start * row_bytes, self.begin + stop * row_bytes)
 
 
 @dataclass(frozen=True)
@@ -127,9 +137,11 @@ class SafetensorsFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self._file.close()
 
-    def read(self, key: str) -> torch.Tensor:
-        """The tensor `key` in its stored dtype, on the CPU, in memory of its own."""
+    def read(self, key: str, rows: slice = ALL_ROWS) -> torch.Tensor:
+        """The tensor `key`, or some rows of it, in its stored dtype, on the CPU, in memory of its own."""
         info = self.header.tensors[key]
+        if rows != ALL_ROWS:
+            info = info.of_rows(rows)
         data = torch.empty(info.num_bytes, dtype=torch.uint8)
         if info.num_bytes:
             self._file.seek(self.header.data_start + info.begin)

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 import torch
 
-from ltxgen.artifacts.safetensors_file import DTYPES, BadFile, SafetensorsFile, check_is_real_file
+from ltxgen.artifacts.safetensors_file import ALL_ROWS, DTYPES, BadFile, SafetensorsFile, check_is_real_file
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -23,8 +23,9 @@ class TensorSource(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
-    def read(self, key: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """A tensor of its own on `device`; floating ones in `dtype`, others as stored."""
+    def read(self, key: str, device: torch.device, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+        """A tensor, or consecutive rows of it, in memory of its own on `device`; floating ones in `dtype`, others as
+        stored."""
 
     def __enter__(self) -> Self: ...
 
@@ -57,8 +58,8 @@ class FileSource:
         """The format's own name of the dtype (`BF16`, `F8_E4M3`)."""
         return self._file_of[key].header.tensors[key].dtype
 
-    def read(self, key: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        stored = self._file_of[key].read(key)
+    def read(self, key: str, device: torch.device, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+        stored = self._file_of[key].read(key, rows)
         return stored.to(device=device, dtype=dtype if stored.is_floating_point() else stored.dtype)
 
     def __enter__(self) -> Self:

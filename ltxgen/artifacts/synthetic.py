@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 
 from ltxgen.artifacts.artifact import ArtifactSpec, ResolvedArtifact
+from ltxgen.artifacts.safetensors_file import ALL_ROWS
 from ltxgen.artifacts.seeded import seeded_tensor
 from ltxgen.config.errors import MISSING, Problem, did_you_mean
 
@@ -66,8 +67,9 @@ class SyntheticSource:
         self._seed = seed
         self._component = component
 
-    def read(self, key: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        return seeded_tensor(self._seed, key, self.shapes[key], device, dtype, component=self._component)
+    def read(self, key: str, device: torch.device, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+        whole = seeded_tensor(self._seed, key, self.shapes[key], device, dtype, component=self._component)
+        return whole if rows == ALL_ROWS else whole[rows].clone()
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,17 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from ltxgen.config.errors import MISSING, Problem, Refusal
-from ltxgen.config.schema import INVALID, Check, Kind, NonNegativeInt, PositiveFraction, PositiveInt, UnitFloat, parse
+from ltxgen.config.hardware import Hardware
+from ltxgen.config.schema import (
+    INVALID,
+    Check,
+    Kind,
+    NonNegativeInt,
+    PositiveFraction,
+    PositiveInt,
+    UnitFloat,
+    parse,
+)
 
 
 def _frame_count(value: int) -> bool:
@@ -113,6 +123,7 @@ class Recipe:
     memory: Memory
     attention: Annotated[Any, Kind("attention")]
     parallel: Annotated[Any, Kind("parallel")]
+    hardware: Hardware
     stages: dict[str, Annotated[Any, Kind("stage")]] = field(default_factory=dict)
 
 

@@ -39,6 +39,7 @@ class Kind:
 PositiveInt = Annotated[int, Check("must be a whole number of at least 1", lambda value: value >= 1)]
 NonNegativeInt = Annotated[int, Check("must be a whole number of at least 0", lambda value: value >= 0)]
 NonNegativeFloat = Annotated[float, Check("must be at least 0", lambda value: value >= 0)]
+PositiveFloat = Annotated[float, Check("must be greater than 0", lambda value: value > 0)]
 PositiveFraction = Annotated[Fraction, Check("must be greater than 0", lambda value: value > 0)]
 UnitFloat = Annotated[float, Check("must be between 0 and 1", lambda value: 0 <= value <= 1)]
 

@@ -204,7 +204,7 @@ def _is_result(name: str) -> bool:
     return (
         name in ("frames", "audio.waveform", "audio.mel", "upsample.video")
         or name.startswith("context.")
-        or name.endswith((".final.video", ".final.audio"))
+        or name.endswith((".final.video", ".final.audio", ".frames"))
     )
 
 

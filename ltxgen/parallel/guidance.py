@@ -46,22 +46,32 @@ def deal(costs: Sequence[float], num_ranks: int) -> tuple[int, ...]:
     return tuple(owners)
 
 
+def repeats(owners: Sequence[int], rank: int) -> tuple[int, ...]:
+    """The passes that a rank runs on top of its own, to run as many as the rank with the most; their results are not
+    needed. Where weights are sharded, the ranks gather them from each other in every pass."""
+    return (0,) * (max(map(owners.count, owners), default=0) - owners.count(rank))
+
+
 def predict_passes(
     passes: Sequence[Pass],
     predict: Callable[[int, Pass], Pair[Tensor]],
     like: Pair[Tensor],
     axis: Axis,
     num_blocks: int,
+    equally_many: bool = False,
 ) -> list[Pair[Tensor]]:
     """`predict(number, pass)` of every pass, in order and bit for bit the same on all ranks; each computed by one.
 
     `like` has the shapes and dtypes of a result. A modality that is not enabled in a pass has no result there (None).
-    All ranks of the axis must give the same passes; ranks without one only receive.
+    All ranks of the axis must give the same passes; ranks without one only receive, or with `equally_many` run one for
+    the others' sake.
     """
     if axis.size == 1:
         return [predict(number, each) for number, each in enumerate(passes)]
     owners = deal([relative_cost(each.perturbation, num_blocks) for each in passes], axis.size)
     own = {number: predict(number, each) for number, each in enumerate(passes) if owners[number] == axis.rank}
+    for number in repeats(owners, axis.rank) if equally_many else ():
+        predict(number, passes[number])
 
     def share(number: int, each: Pass) -> Pair[Tensor]:
         def from_owner(shape: Tensor, enabled: bool, computed: Tensor | None) -> Any:

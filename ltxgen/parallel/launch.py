@@ -51,17 +51,11 @@ class LaunchConfig:
         return (self.num_processes or 1) // self.num_machines
 
 
-def launch_problems(config: LaunchConfig, num_gpus: int | None) -> list[Problem]:
-    """What keeps `config` from being launched on this machine; `num_gpus` is None for a run on the CPU."""
+def launch_problems(config: LaunchConfig) -> list[Problem]:
+    """What keeps `config` from being launched anywhere."""
     problems = []
     if (config.num_processes or 1) % config.num_machines:
         message = f"must be a multiple of parallel.num_machines = {config.num_machines}: each machine starts as many"
-        problems.append(Problem("parallel.num_processes", config.num_processes, message))
-    elif num_gpus is not None and config.processes_per_machine > num_gpus:
-        message = (
-            f"puts {config.processes_per_machine} processes on this machine, which has {num_gpus} GPUs, and each needs "
-            f"its own; the most is {num_gpus * config.num_machines}"
-        )
         problems.append(Problem("parallel.num_processes", config.num_processes, message))
     if config.machine_rank >= config.num_machines:
         message = f"must be below parallel.num_machines = {config.num_machines}"
@@ -73,6 +67,17 @@ def launch_problems(config: LaunchConfig, num_gpus: int | None) -> list[Problem]
             if getattr(config, name) is None
         ]
     return problems
+
+
+def gpu_problems(config: LaunchConfig, num_gpus: int | None) -> list[Problem]:
+    """What keeps `config` from being launched on this machine; `num_gpus` is None for a run on the CPU."""
+    if num_gpus is None or config.processes_per_machine <= num_gpus:
+        return []
+    message = (
+        f"puts {config.processes_per_machine} processes on this machine, which has {num_gpus} GPUs, and each needs "
+        f"its own; the most is {num_gpus * config.num_machines}"
+    )
+    return [Problem("parallel.num_processes", config.num_processes, message)]
 
 
 def freeze(config: Mapping[str, Any], path: Path) -> str:

@@ -5,26 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ltxgen.config.errors import Problem
 from ltxgen.config.schema import PositiveInt
+from ltxgen.parallel.cost import CostModel
 from ltxgen.parallel.launch import LaunchConfig
-from ltxgen.parallel.shape import MeshShape, divisors
+from ltxgen.parallel.shape import Choice, MeshShape, divisors
 from ltxgen.registry import register
 
 
 @register("parallel", "mesh")
 @dataclass(frozen=True)
 class MeshConfig(LaunchConfig):
-    """Ranks along each axis; one of them may be null: the ranks that the others leave."""
+    """Ranks along each axis; one of them may be null: the ranks that the others leave.
+
+    `weights` of the transformer and of the text encoder: all on every rank, or a part on each of all ranks. With
+    `vae_tiles` the tiles of a decoded video are dealt to all ranks, without it the first one decodes them all.
+    """
 
     guidance: PositiveInt | None = 1
     ulysses: PositiveInt | None = 1
     ring: PositiveInt | None = 1
+    weights: Literal["replicated", "sharded"] = "replicated"
+    vae_tiles: bool = True
 
     def shape(self, num_ranks: int) -> MeshShape:
         """The mesh of `num_ranks` ranks; only after `problems` has found none."""
         return MeshShape(**self._degrees(num_ranks))
+
+    def choose(self, num_ranks: int, cost: CostModel) -> Choice:
+        return Choice(self.shape(num_ranks), self.weights == "sharded", self.vae_tiles)
 
     def problems(self, path: str, num_ranks: int, num_passes: int, num_heads: Mapping[str, int]) -> list[Problem]:
         """What is wrong with it on `num_ranks` ranks.
@@ -39,6 +50,9 @@ class MeshConfig(LaunchConfig):
         if wrong := self._product_problem(path, num_ranks, open_axes):
             return [wrong]
         degrees, problems = self._degrees(num_ranks), []
+        if self.weights == "sharded" and num_ranks == 1:
+            message = "needs several processes to share them; set parallel.num_processes, or make this replicated"
+            problems.append(Problem(f"{path}.weights", self.weights, message))
         if degrees["guidance"] > num_passes:
             allowed = f"must be at most {num_passes}, the passes of a guided step in this recipe"
             problems.append(Problem(f"{path}.guidance", degrees["guidance"], f"{allowed}; give the rest to ulysses"))

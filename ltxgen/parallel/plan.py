@@ -1,34 +1,47 @@
-"""One run's parallelism: known when it is planned, put to work by its denoising stages."""
+"""One run's parallelism: known when it is planned, put to work by its stages."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import AttentionByRole, TransformerConfig
-from ltxgen.parallel.axes import Layout
+from ltxgen.models.video_vae import Tile
+from ltxgen.parallel.axes import Axis, Layout
+from ltxgen.parallel.cost import CostModel, Work, common_heads
 from ltxgen.parallel.guidance import Pass, predict_passes
 from ltxgen.parallel.sequence import ROLES, SequenceParallel, VelocityModel
-from ltxgen.parallel.shape import MeshShape
+from ltxgen.parallel.shape import Choice, MeshShape
+from ltxgen.parallel.tally import Communication
+from ltxgen.parallel.tiles import TileDeal, TileParallel
 from ltxgen.parallel.traffic import Traffic, step_traffic
+
+if TYPE_CHECKING:
+    from ltxgen.parallel.fsdp import ShardedWeights
 
 
 class ParallelPlan:
-    """`shape` as configured; stages with fewer passes use the same ranks in another shape.
+    """The ranks as chosen; stages with fewer passes use them in another shape.
+
+    With `vae_tiles` all ranks decode tiles of the video, without it the first one alone.
 
     `roles` go into the transformer when it is built, `stage` wraps it around its use. Process groups are made at the
-    first use of a shape, which all ranks reach together.
+    first use of a shape, which all ranks reach together. With `sharded_weights`, no rank has the whole of the large
+    components.
     """
 
-    def __init__(self, shape: MeshShape, config: TransformerConfig) -> None:
-        self.shape = shape
-        self.config = config
+    def __init__(self, choice: Choice, cost: CostModel) -> None:
+        self.choice = choice
+        self.shape = choice.shape
+        self.sharded_weights = choice.sharded
+        self.vae_tiles = choice.vae_tiles
+        self.cost = cost
+        self.config: TransformerConfig = cost.config
         self.sequence = SequenceParallel()
-        self._layouts: dict[MeshShape, Layout] = {}
 
     def roles(self, local: AttentionByRole) -> AttentionByRole:
         """The transformer's attention functions; `local` itself where a run has one rank."""
@@ -40,7 +53,19 @@ class ParallelPlan:
 
     def stage_shape(self, num_passes: int) -> MeshShape:
         """The ranks' shape in a stage of at most `num_passes` passes a step."""
-        return self.shape.for_passes(num_passes, math.gcd(self.config.video.num_heads, self.config.audio.num_heads))
+        return self.shape.for_passes(num_passes, common_heads(self.config))
+
+    def lines(self) -> list[str]:
+        """Why these ranks were chosen, and what each stage should take on the GPUs that predictions are for."""
+        return [*self.choice.why, *(self._predicted(name, work) for name, work in self.cost.stages.items())]
+
+    def _predicted(self, name: str, work: Work) -> str:
+        shape = self.cost.stage_shape(work, self.shape)
+        step = self.cost.step(work, shape, self.choice.sharded)
+        exchange = f" ({step.exchange:.3f} s of it waiting for exchanges)" if shape.num_ranks > 1 else ""
+        whole = step.seconds * len(work.steps)
+        each = f"{step.seconds:.3f} s a step{exchange}, {whole:.1f} s for {len(work.steps)}"
+        return f"{name} on {shape}: {each}, predicted for {self.cost.hardware.name}"
 
     def traffic(self, passes: Sequence[Pass], tokens: Pair[int], bytes_per_value: int) -> Traffic:
         """What a step of `passes` over one sample of `tokens` moves between ranks."""
@@ -49,10 +74,25 @@ class ParallelPlan:
 
     def stage(self, num_passes: int, device_type: str) -> StageParallel:
         """The parallelism of a running stage of at most `num_passes` passes a step."""
-        shape = self.stage_shape(num_passes)
-        if shape not in self._layouts:
-            self._layouts[shape] = Layout.build(shape, device_type)
-        return StageParallel(self._layouts[shape], self.sequence, self.config.num_layers)
+        layout = Layout.build(self.stage_shape(num_passes), device_type)
+        return StageParallel(layout, self.sequence, self.config.num_layers, self.sharded_weights)
+
+    def placement(self, device_type: str) -> ShardedWeights | None:
+        """How components are placed on the ranks; None: each is whole on every one."""
+        if not self.sharded_weights:
+            return None
+        from ltxgen.parallel.fsdp import ShardedWeights  # takes half a second to import
+
+        return ShardedWeights(self.shape.num_ranks, device_type)
+
+    def deal_tiles(self, tiles: Sequence[Tile]) -> TileDeal:
+        """Which rank decodes which of a video's tiles."""
+        return TileDeal(tiles, self.shape.num_ranks, self.shape.num_ranks if self.vae_tiles else 1)
+
+    def tiles(self, tiles: Sequence[Tile], device_type: str) -> TileParallel:
+        """The parallelism of a running stage that decodes `tiles`."""
+        axis = Axis() if self.shape.num_ranks == 1 else Axis.of_all_ranks(device_type)
+        return TileParallel(self.deal_tiles(tiles), axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +102,7 @@ class StageParallel:
     layout: Layout
     sequence: SequenceParallel
     num_blocks: int
+    sharded_weights: bool = False
 
     def wrap(self, transformer: VelocityModel) -> VelocityModel:
         """`transformer` run by all ranks of the sequence, whole in and whole out."""
@@ -71,4 +112,11 @@ class StageParallel:
         self, passes: Sequence[Pass], predict: Callable[[int, Pass], Pair[Tensor]], like: Pair[Tensor]
     ) -> list[Pair[Tensor]]:
         """The result of `predict(number, pass)` for every pass, in order; `like` has a result's shapes and dtypes."""
-        return predict_passes(passes, predict, like, self.layout.guidance, self.num_blocks)
+        return predict_passes(
+            passes, predict, like, self.layout.guidance, self.num_blocks, equally_many=self.sharded_weights
+        )
+
+    @property
+    def communication(self) -> Communication:
+        """What was counted on this rank since the stage began."""
+        return self.layout.communication

@@ -175,7 +175,7 @@ def shard_tokens(whole: ModalityInput, shards: Shards, *, layout: Layout) -> Mod
 
 def gather_tokens(piece: Tensor, whole: ModalityInput, *, layout: Layout) -> Tensor:
     """Everyone's (B, T/ranks, C) to (B, T, C) without the padding, bit for bit the same on all ranks."""
-    for axis in (layout.ulysses, layout.ring):
+    for axis in layout.gather:
         if axis.size > 1:
             piece = axis.all_gather(piece).movedim(0, 1).flatten(1, 2)
     return piece[:, : whole.latents.shape[1]]

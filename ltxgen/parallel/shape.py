@@ -18,6 +18,11 @@ class MeshShape:
     def num_ranks(self) -> int:
         return self.guidance * self.ring * self.ulysses
 
+    @property
+    def num_shards(self) -> int:
+        """Ranks that share the tokens of one pass."""
+        return self.ring * self.ulysses
+
     def for_passes(self, num_passes: int, num_heads: int) -> MeshShape:
         """The shape that serves a stage of `num_passes` passes a step with the same ranks.
 
@@ -32,6 +37,19 @@ class MeshShape:
     def __str__(self) -> str:
         sizes = {"guidance": self.guidance, "ring": self.ring, "ulysses": self.ulysses}
         return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one rank"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the ranks of a run lie, whether each holds a part of the weights, and whether all decode tiles of the video.
+
+    `why` where that was decided here.
+    """
+
+    shape: MeshShape
+    sharded: bool = False
+    vae_tiles: bool = True
+    why: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

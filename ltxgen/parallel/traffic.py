@@ -29,8 +29,10 @@ class Traffic:
     def total(self) -> int:
         return self.ulysses + self.ring + self.gather + self.guidance
 
-    def times(self, count: int) -> Traffic:
-        return Traffic(self.ulysses * count, self.ring * count, self.gather * count, self.guidance * count)
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """What moves at all."""
+        return {kind: size for kind, size in vars(self).items() if size}
 
 
 def step_traffic(

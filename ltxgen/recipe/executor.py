@@ -48,7 +48,10 @@ class Display(Protocol):
 
 @dataclass
 class StageRecord:
-    """What a stage took: its own seconds (a stream's pieces count where they are made), loading apart, peak memory."""
+    """What a stage took: its own seconds (a stream's pieces count where they are made), loading apart, peak memory.
+
+    `details` is what it says of itself before it runs and what it reports from then on.
+    """
 
     seconds: float = 0.0
     load_seconds: float = 0.0
@@ -123,13 +126,13 @@ class StageExecutor:
             parts = self._parts(stage, rest)
             loaded = time.perf_counter()
             inputs = {key: self._counted(state[key], entry, memory) for key in stage.reads}
-            written = stage.run(inputs, parts, make_context(progress))
+            entry.details = dict(stage.describe())
+            written = stage.run(inputs, parts, make_context(progress, entry))
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # what the stage queued is its own time
             entry.load_seconds = loaded - started
             entry.seconds += time.perf_counter() - loaded
         entry.peak_bytes = max(entry.peak_bytes, memory.peak_bytes)
-        entry.details = stage.describe()
         assert set(written) == set(stage.writes), f"stage {name} wrote {sorted(written)}, not {sorted(stage.writes)}"
         for key, value in written.items():
             if isinstance(value, Stream):
@@ -187,11 +190,15 @@ class StageExecutor:
 
 @dataclass(frozen=True)
 class RunContextMaker:
-    """What every stage of a run is told, less its own progress entry."""
+    """What every stage of a run is told, less its own progress and record."""
 
     folder: Path
     record: Callable[[str, torch.Tensor], None] | None
 
-    def __call__(self, progress: StepProgress) -> RunContext:
+    def __call__(self, progress: StepProgress, entry: StageRecord) -> RunContext:
+        def report(name: str, fact: Any) -> None:
+            if fact:
+                entry.details[name] = fact
+
         record = self.record or (lambda name, tensor: None)
-        return RunContext(self.folder, progress, record, records=self.record is not None)
+        return RunContext(self.folder, progress, record, report, records=self.record is not None)

@@ -12,6 +12,7 @@ from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import TOKENIZER, BuildOptions, artifact_of
 from ltxgen.artifacts.load import load_component, tensor_reader
 from ltxgen.artifacts.lora import FusedLoras
+from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.tokenizer import load_tokenizer
 from ltxgen.runtime.memory import free_memory
 from ltxgen.stage.protocol import PartRequest
@@ -25,22 +26,34 @@ def lora_artifact(name: str) -> str:
 
 
 class ArtifactParts:
-    """Loads components straight to `device`. LoRAs are fused into the live weights and read back out of the file."""
+    """Loads components straight to `device`, as far as `placement` has them there.
 
-    def __init__(self, artifacts: Mapping[str, ResolvedArtifact], options: BuildOptions, device: torch.device) -> None:
+    LoRAs are fused into the live weights and read back out of the file.
+    """
+
+    def __init__(
+        self,
+        artifacts: Mapping[str, ResolvedArtifact],
+        options: BuildOptions,
+        device: torch.device,
+        placement: Placement = WHOLE,
+    ) -> None:
         self._artifacts = artifacts
         self._options = options
         self._device = device
+        self._placement = placement
         self._fused: dict[str, FusedLoras] = {}
 
     def build(self, request: PartRequest) -> Any:
         artifact = self._artifacts[artifact_of(request.name)]
         if request.name == TOKENIZER:
             return load_tokenizer(artifact)
-        module = load_component(request.name, artifact, self._device, request.dtype, self._options)
+        module = load_component(
+            request.name, artifact, self._device, request.dtype, self._options, placement=self._placement
+        )
         # Most runs fuse LoRAs once and never take them out: no copy of the weights is kept, the file still has them.
         reload = functools.partial(tensor_reader, request.name, artifact, request.dtype, self._options)
-        self._fused[request.name] = FusedLoras(module, keep_original=None, reload=reload)
+        self._fused[request.name] = FusedLoras(module, keep_original=None, reload=reload, placement=self._placement)
         return module
 
     def adapt(self, part: Any, request: PartRequest, later: Sequence[PartRequest]) -> None:
@@ -51,4 +64,5 @@ class ArtifactParts:
     def released(self, names: Sequence[str]) -> None:
         for name in names:
             self._fused.pop(name, None)
+        self._placement.released(names)
         free_memory(self._device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, ResolvedArtifact
 from ltxgen.artifacts.catalog import LTX23_SPECS, candidate
 from ltxgen.artifacts.check import check_artifacts
-from ltxgen.artifacts.components import BuildOptions, artifact_of
+from ltxgen.artifacts.components import COMPONENTS, BuildOptions, artifact_of
+from ltxgen.artifacts.hub import shown_size
+from ltxgen.artifacts.load import component_shapes
 from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.attention.choice import AttentionPlan, Side, choose, role_specs
@@ -23,11 +25,14 @@ from ltxgen.attention.protocol import DeviceFacts
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
 from ltxgen.config.recipe import ArtifactChoice, Recipe
 from ltxgen.diffusion.numerics import Numerics
+from ltxgen.diffusion.pair import Pair
 from ltxgen.media.files import check_free_space, check_writable
 from ltxgen.media.mp4 import estimated_bytes
 from ltxgen.models.transformer import TransformerConfig
-from ltxgen.parallel.launch import launch_problems
+from ltxgen.parallel.cost import TEXT_TOKENS, CostModel, Work
+from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
+from ltxgen.parallel.weights import BLOCKS, sharded_size
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.runtime.environment import resolve_device, resolve_dtype
@@ -38,7 +43,10 @@ from ltxgen.stage.protocol import Setting, Stage
 @dataclass(frozen=True)
 class Plan:
     """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
-    the backend of each role and why not another."""
+    the backend of each role and why not another, `weights` what of them each rank holds where they are sharded.
+
+    `problems` keep it from running anywhere, `here` from running on this machine.
+    """
 
     recipe: Recipe
     device: torch.device
@@ -52,11 +60,14 @@ class Plan:
     problems: Sequence[Problem]
     notes: Sequence[str]
     attention: Sequence[str]
+    parallel: ParallelPlan | None
+    weights: Sequence[str]
+    here: Sequence[Problem]
 
     def require(self) -> Plan:
-        """This plan if it can run; Refusal with everything that is wrong with it if not."""
-        if self.problems:
-            raise Refusal(self.problems)
+        """This plan if it can run here; Refusal with everything that is wrong with it if not."""
+        if self.problems or self.here:
+            raise Refusal([*self.problems, *self.here])
         return self
 
 
@@ -72,8 +83,10 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = _built(recipe, setting)
     problems += _unbuilt_problems(recipe)
-    problems += launch_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
-    problems += _size_problems(recipe, stages)
+    problems += launch_problems(recipe.parallel)
+    here = gpu_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
+    sizes = _size_problems(recipe, stages)
+    problems += sizes
     problems += _lora_name_problems(recipe, stages)
     problems += wiring_problems(stages, given=(NOISE,))
 
@@ -82,9 +95,11 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     resolution = resolve_all(specs, places, log)
     problems += resolution.problems
     model = _transformer_config(resolution.artifacts.get("checkpoint"))
-    parallel, wrong = _parallel_plan(recipe, stages, model)
+    work = {} if sizes else {name: stage.work for name, stage in stages.items() if stage.work is not None}
+    cost = None if model is None else cost_model(recipe, model, work, dtype)
+    parallel, wrong = _parallel_plan(recipe, stages, cost)
     problems += wrong
-    attention = _attention_plan(recipe, stages, model, parallel, device, dtype)
+    attention = _attention_plan(recipe, stages, work, model, parallel, device, dtype)
     problems += attention.problems
     roles = attention.functions if parallel is None else parallel.roles(attention.functions)
     options = BuildOptions(numerics.cross_timestep, roles)
@@ -110,6 +125,9 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
         tuple(dict.fromkeys(problems)),
         checked.notes,
         tuple(attention.lines()),
+        parallel,
+        tuple(_weight_lines(parallel, stages, resolution.artifacts, dtype)),
+        here,
     )
 
 
@@ -125,32 +143,65 @@ def _transformer_config(checkpoint: ResolvedArtifact | None) -> TransformerConfi
         return None
 
 
+def cost_model(recipe: Recipe, model: TransformerConfig, work: Mapping[str, Work], dtype: torch.dtype) -> CostModel:
+    """Predictions for this run on `recipe.hardware`."""
+    return CostModel(model, work, recipe.hardware, recipe.parallel.processes_per_machine, dtype.itemsize)
+
+
 def _parallel_plan(
-    recipe: Recipe, stages: Mapping[str, Stage], model: TransformerConfig | None
+    recipe: Recipe, stages: Mapping[str, Stage], cost: CostModel | None
 ) -> tuple[ParallelPlan | None, list[Problem]]:
     """How the ranks share the work, and what is wrong with the mesh that was asked for."""
     num_ranks = recipe.parallel.num_processes or 1
     num_passes = max(stage.num_passes for stage in stages.values())
-    num_heads = {} if model is None else {"video": model.video.num_heads, "audio": model.audio.num_heads}
+    num_heads = {} if cost is None else {"video": cost.config.video.num_heads, "audio": cost.config.audio.num_heads}
     problems = recipe.parallel.problems("parallel", num_ranks, num_passes, num_heads)
-    if problems or model is None:
+    if problems or cost is None:
         return None, problems
-    return ParallelPlan(recipe.parallel.shape(num_ranks), model), []
+    return ParallelPlan(recipe.parallel.choose(num_ranks, cost), cost), []
+
+
+def _weight_lines(
+    parallel: ParallelPlan | None,
+    stages: Mapping[str, Stage],
+    artifacts: Mapping[str, ResolvedArtifact],
+    dtype: torch.dtype,
+) -> Iterator[str]:
+    """What each rank holds of the components that are sharded."""
+    if parallel is None or not parallel.sharded_weights:
+        return
+    for name in component_names(stages):
+        if name not in BLOCKS or artifact_of(name) not in artifacts:
+            continue
+        try:
+            shapes = component_shapes(COMPONENTS[name], artifacts[artifact_of(name)], BuildOptions())
+        except (BadFile, ValueError):
+            continue  # the artifact's own check says what is wrong with it
+        num_ranks = parallel.shape.num_ranks
+        size = sharded_size(name, shapes, dtype.itemsize, num_ranks)
+        yield (
+            f"weights of the {name} sharded over {num_ranks} ranks: {shown_size(size.held)} of "
+            f"{shown_size(size.whole)} on each, {shown_size(size.gathered)} received whenever it runs"
+        )
 
 
 def _attention_plan(
     recipe: Recipe,
     stages: Mapping[str, Stage],
+    work: Mapping[str, Work],
     model: TransformerConfig | None,
     parallel: ParallelPlan | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> AttentionPlan:
-    """A backend for each role; the ring needs ones that give log-sum-exps."""
+    """A backend for each role, for the longest stage; the ring needs ones that give log-sum-exps."""
+    longest = max(
+        (each.tokens for each in work.values()), key=lambda tokens: tokens.video or 0, default=Pair(None, None)
+    )
     video, audio = (None, None) if model is None else (model.video.head_dim, model.audio.head_dim)
     passes = [stage.num_passes for stage in stages.values() if stage.num_passes]
     needs_lse = () if parallel is None else parallel.roles_with_lse(passes)
-    specs = role_specs(Side(video), Side(audio), needs_lse=needs_lse)
+    specs = role_specs(Side(video, longest.video), Side(audio, longest.audio), TEXT_TOKENS, needs_lse=needs_lse)
     return choose(recipe.attention, DeviceFacts.of(device), dtype, specs)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from ltxgen.artifacts.placement import WHOLE
 from ltxgen.config.errors import Problem
 from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.parallel.ending import discarded_unless_done
@@ -64,7 +65,8 @@ def run_into(
             tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
     noise = NoiseSource(recipe.request.seed, device=plan.device, dtype=plan.dtype, draw_on=recipe.runtime.noise)
-    parts = ArtifactParts(plan.artifacts, plan.options, plan.device)
+    placement = plan.parallel.placement(plan.device.type) if plan.parallel else None
+    parts = ArtifactParts(plan.artifacts, plan.options, plan.device, placement or WHOLE)
     executor = StageExecutor(parts, progress, functools.partial(MemoryMeter, plan.device), recipe.memory.keep)
     stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
     progress.plan(list(stages))
@@ -95,6 +97,7 @@ class Drop:
     parts: Sequence[PartRequest] = ()
     size_multiple = 1
     num_passes = 0
+    work = None
 
     def __init__(self, reads: Sequence[str]) -> None:
         self.reads = reads

@@ -11,6 +11,7 @@ from rich.table import Table
 from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, ResolvedArtifact
 from ltxgen.artifacts.hub import shown_size
 from ltxgen.recipe.plan import Plan
+from ltxgen.runtime.memory import format_bytes
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -27,7 +28,11 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(artifact_table(plan.specs, plan.artifacts, plan.tried))
     for line in plan.attention:
         console.print(f"attention of {line}")
-    for note in plan.notes:
+    for line in [] if plan.parallel is None else plan.parallel.lines():
+        console.print(f"parallel: {line}")
+    for line in plan.weights:
+        console.print(line)
+    for note in [*plan.notes, *(f"not on this machine: {problem}" for problem in plan.here)]:
         console.print(f"note: {note}")
 
 
@@ -49,6 +54,11 @@ def _described(key: str, value: Any) -> str:
     if key == "passes":
         each = f"{value[0]} passes a step" if len(set(value)) == 1 else f"{value} passes a step"
         return f"{each}, {sum(value)} in all"
+    if key == "tiles":
+        return _tiles(value)
+    if key.startswith("received bytes"):
+        sizes = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in value.items())
+        return f"{sizes} {key.replace(' bytes', '')}"
     if key == "prompts":
         return f"{len(value)} prompts"
     if isinstance(value, dict):
@@ -56,6 +66,17 @@ def _described(key: str, value: Any) -> str:
     if isinstance(value, list):
         return f"{key} {', '.join(map(str, value))}"
     return f"{key} {value}"
+
+
+def _tiles(counts: Sequence[int]) -> str:
+    """`12 tiles, 3 a rank`, of the counts of all ranks."""
+    total, least, most = sum(counts), min(counts), max(counts)
+    tiles = "1 tile" if total == 1 else f"{total} tiles"
+    if len(counts) == 1:
+        return tiles
+    if counts[0] == total:
+        return f"{tiles} on rank 0"
+    return f"{tiles}, {least} a rank" if least == most else f"{tiles}, {least} to {most} a rank"
 
 
 def artifact_table(

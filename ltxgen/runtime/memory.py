@@ -16,6 +16,7 @@ _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets VmHWM to the current resident size
 _SAMPLE_SECONDS = 0.02
+_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 class MemoryMeter:
@@ -72,8 +73,10 @@ def free_memory(device: torch.device | str) -> None:
 
 
 def format_bytes(size: int) -> str:
-    """`41.2 GiB`, or `312 MiB` below one GiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    """`41.2 GiB`, `312 MiB`, `7.5 KiB`: one decimal below 100."""
+    scale, unit = next((each for each in _UNITS if size >= each[0]), _UNITS[-1])
+    value = size / scale
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
 
 
 class _HostPeak(Protocol):

@@ -37,6 +37,7 @@ class DecodeAudio:
 
     size_multiple = 1
     num_passes = 0
+    work = None
 
     def __init__(self, config: DecodeAudioConfig, name: str, setting: Setting) -> None:
         self.source = config.source or setting.numerics.decoded_audio

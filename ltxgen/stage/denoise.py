@@ -22,6 +22,7 @@ from ltxgen.diffusion.positions import audio_positions, video_positions
 from ltxgen.diffusion.sigmas import MIN_STEPS, ltx_sigmas, sigmas_problem
 from ltxgen.guidance.protocol import Guidance, Pass
 from ltxgen.models.transformer import ModalityInput, Transformer, TransformerConfig
+from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import StageParallel
 from ltxgen.registry import register
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting
@@ -109,19 +110,27 @@ class Denoise:
         return problems
 
     def describe(self) -> dict[str, Any]:
-        tokens = Pair(self.video_grid.num_tokens, self.audio_grid.num_tokens)
+        work = self.work
+        assert work is not None, "infer refuses a stage without a schedule"
         described: dict[str, Any] = {
             "sigmas": self.sigmas.tolist(),
-            "passes": [len(self.guidance.passes(step)) for step in range(len(self.sigmas) - 1)],
+            "passes": list(map(len, work.steps)),
             "loras": dict(self.config.loras),
-            "tokens": {"video": tokens.video, "audio": tokens.audio},
+            "tokens": vars(work.tokens),
         }
         parallel = self.setting.parallel
         if parallel is not None and parallel.shape.num_ranks > 1:
-            traffic = parallel.traffic(self.guidance.passes(0), tokens, self.setting.dtype.itemsize)
+            traffic = parallel.traffic(self.guidance.passes(0), work.tokens, self.setting.dtype.itemsize)
             described["mesh"] = str(parallel.stage_shape(self.num_passes))
-            described["received bytes a step and rank"] = traffic.total
+            described["received bytes a step and rank"] = traffic.by_kind
         return described
+
+    @property
+    def work(self) -> Work | None:
+        if self._schedule_problems():
+            return None
+        steps = tuple(self.guidance.passes(step) for step in range(len(self.sigmas) - 1))
+        return Work(steps, Pair(self.video_grid.num_tokens, self.audio_grid.num_tokens))
 
     @property
     def num_passes(self) -> int:
@@ -141,6 +150,7 @@ class Denoise:
         video, audio = self.video_grid.unpatchify(tokens.video), self.audio_grid.unpatchify(tokens.audio)
         context.record(f"{self.name}.final.video", video)
         context.record(f"{self.name}.final.audio", audio)
+        context.report("communication", parallel.communication)
         return {NOISE: state[NOISE], f"{self.name}.video": video, f"{self.name}.audio": audio}
 
     def _initial_states(self, state: Mapping[str, Any], sigma: float, context: RunContext) -> Pair[LatentState]:

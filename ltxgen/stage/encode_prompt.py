@@ -29,6 +29,7 @@ class EncodePrompt:
     reads = ()
     size_multiple = 1
     num_passes = 0
+    work = None
 
     def __init__(self, config: EncodePromptConfig, name: str, setting: Setting) -> None:
         self.prompts = {"positive": setting.request.prompt}

@@ -13,6 +13,7 @@ from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.config.errors import Problem
 from ltxgen.config.recipe import Request
 from ltxgen.diffusion.numerics import Numerics
+from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import ParallelPlan
 
 
@@ -57,12 +58,14 @@ class RunContext:
     """What the executor hands to a running stage.
 
     `folder` is where files are written (moved to the output folder as a whole at the end); `record(name, tensor)` keeps
-    an intermediate result if the run asked for them (`output.tensors=true`; `records` says so).
+    an intermediate result if the run asked for them (`output.tensors=true`; `records` says so). `report(name, fact)`
+    adds what the stage measured to its entry in the manifest; what is empty is left out.
     """
 
     folder: Path
     progress: StepProgress
     record: Callable[[str, torch.Tensor], None]
+    report: Callable[[str, Any], None]
     records: bool = False
 
 
@@ -89,6 +92,9 @@ class Stage(Protocol):
     parts: Sequence[PartRequest]
     size_multiple: int  # what the request's height and width must be multiples of
     num_passes: int  # of the transformer in a step, at most; 0 for a stage without steps
+
+    @property
+    def work(self) -> Work | None: ...  # what it asks of the transformer; only for a request whose sizes fit
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]: ...
     def describe(self) -> dict[str, Any]: ...

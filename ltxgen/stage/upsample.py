@@ -30,6 +30,7 @@ class Upsample:
 
     size_multiple = 1
     num_passes = 0
+    work = None
 
     def __init__(self, config: UpsampleConfig, name: str, setting: Setting) -> None:
         self.config = config

@@ -42,6 +42,7 @@ class Write:
     writes = ()
     size_multiple = 1
     num_passes = 0
+    work = None
     parts: tuple[PartRequest, ...] = ()
 
     def __init__(self, config: WriteConfig, name: str, setting: Setting) -> None:

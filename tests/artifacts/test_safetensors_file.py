@@ -47,6 +47,16 @@ def test_read_tensors_have_memory_of_their_own(whole: Path):
         assert file.read("matrix").abs().sum() > 0
 
 
+@pytest.mark.parametrize("rows", [slice(0, 2), slice(1, 3), slice(2, 9), slice(3, 3)])
+def test_rows_are_read_alone(tmp_path: Path, rows: slice):
+    tensors = {"a": torch.arange(5.0), "b": torch.randn(3, 4, 2).bfloat16(), "c": torch.arange(3)}
+    save_file(tensors, tmp_path / "some.safetensors")
+    with SafetensorsFile(tmp_path / "some.safetensors") as file:
+        for key, tensor in tensors.items():
+            assert torch.equal(file.read(key, rows), tensor[rows])
+        assert file.read("b", rows).untyped_storage().nbytes() == tensors["b"][rows].nbytes
+
+
 def test_written_files_are_read_by_the_library_and_equal_byte_for_byte(whole: Path, tmp_path: Path):
     from safetensors.torch import load_file
 

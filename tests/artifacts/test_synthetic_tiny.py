@@ -19,7 +19,7 @@ from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.artifacts.safetensors_file import read_header
 from ltxgen.artifacts.seeded import seeded_tensor
 from ltxgen.artifacts.source import weight_files
-from ltxgen.artifacts.synthetic import architecture, synthetic_artifact
+from ltxgen.artifacts.synthetic import SyntheticSource, architecture, synthetic_artifact
 from ltxgen.artifacts.tiny import FILES, embedded_artifact, embedded_folder, write_embedded_model
 from ltxgen.artifacts.tokenizer import load_tokenizer
 from ltxgen.config.errors import Problem
@@ -53,6 +53,14 @@ def test_a_tensor_depends_on_seed_and_key_only():
     assert torch.equal(one, seeded_tensor(1, "a.weight", (4, 8)))
     assert not torch.equal(one, seeded_tensor(1, "b.weight", (4, 8)))
     assert not torch.equal(one, seeded_tensor(2, "a.weight", (4, 8)))
+
+
+def test_rows_are_those_of_the_whole_tensor():
+    source = SyntheticSource({"block.weight": (6, 4)}, seed=1)
+    whole = source.read("block.weight", torch.device("cpu"), torch.float32)
+    rows = source.read("block.weight", torch.device("cpu"), torch.float32, slice(2, 5))
+    assert torch.equal(rows, whole[2:5])
+    assert rows.untyped_storage().nbytes() == rows.nbytes
 
 
 def test_scale_by_role():

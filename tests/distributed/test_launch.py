@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from ltxgen.parallel.launch import (
     check_world_size,
     failure_of,
     freeze,
+    gpu_problems,
     launch_problems,
     thaw,
 )
@@ -100,7 +102,7 @@ def told(err: str) -> list[str]:
 
 
 def test_two_ranks_give_the_video_of_one(start, stored_run, tiny_words, tmp_path: Path):
-    job = start(*tiny_words, "output.tensors=true", "output.dir=out", "runtime.threads=1", RANKS)
+    job = start(*tiny_words, "output.tensors=true", "output.dir=out", "runtime.threads=1", "parallel=single", RANKS)
     code, out, err = job.wait()
     assert code == 0, err
     alone, folder = stored_run(), tmp_path / "out"
@@ -221,12 +223,42 @@ def test_what_a_failed_rank_is_told_as(exit_code: int, spoken: bool, code: int, 
 
 
 def test_gpus_are_not_shared():
-    assert launch_problems(LaunchConfig(num_processes=2), num_gpus=2) == []
-    assert launch_problems(LaunchConfig(), num_gpus=1) == []
-    assert launch_problems(LaunchConfig(num_processes=8), num_gpus=None) == []
-    (problem,) = launch_problems(LaunchConfig(num_processes=3), num_gpus=2)
+    assert gpu_problems(LaunchConfig(num_processes=2), num_gpus=2) == []
+    assert gpu_problems(LaunchConfig(), num_gpus=1) == []
+    assert gpu_problems(LaunchConfig(num_processes=8), num_gpus=None) == []
+    (problem,) = gpu_problems(LaunchConfig(num_processes=3), num_gpus=2)
     assert str(problem).startswith("parallel.num_processes = 3: puts 3 processes on this machine, which has 2 GPUs")
     assert str(problem).endswith("the most is 2")
+
+
+def test_two_machines(start, stored_run, tiny_words, tmp_path: Path):
+    """Two launchers that meet over TCP, as on two machines; the second one writes nothing."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = (
+        *tiny_words,
+        "output.tensors=true",
+        "runtime.threads=1",
+        "parallel=ring",
+        RANKS,
+        "parallel.num_machines=2",
+        "parallel.main_process_ip=127.0.0.1",
+        f"parallel.main_process_port={port}",
+    )
+    second = start(*words, "parallel.machine_rank=1", "output.dir=second")
+    first = start(*words, "parallel.machine_rank=0", "output.dir=first")
+    code, out, err = first.wait()
+    assert code == 0, err
+    assert out.splitlines()[0] == str(tmp_path / "first/video.mp4")
+    code, out, err = second.wait()
+    assert (code, out) == (0, ""), err
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    mine, alone = (load_file(each / "tensors.safetensors") for each in (tmp_path / "first", stored_run()))
+    for name in ("base.noise.video", "refine.noise.audio"):
+        assert torch.equal(mine[name], alone[name])
+    for name in ("refine.final.video", "refine.final.audio"):
+        assert (mine[name] - alone[name]).norm() <= 1e-5 * alone[name].norm()
 
 
 def test_the_command_line_of_several_machines(monkeypatch, tmp_path: Path):
@@ -234,7 +266,7 @@ def test_the_command_line_of_several_machines(monkeypatch, tmp_path: Path):
 
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     config = LaunchConfig(8, 2, 1, "10.0.0.1", 4711)
-    assert launch_problems(config, num_gpus=4) == []
+    assert launch_problems(config) == gpu_problems(config, num_gpus=4) == []
     parsed = launch_command_parser().parse_args(accelerate_words(config, ["rank", "--debug"], tmp_path))
     assert (parsed.num_processes, parsed.num_machines, parsed.machine_rank) == (8, 2, 1)
     assert (parsed.main_process_ip, parsed.main_process_port) == ("10.0.0.1", 4711)

@@ -14,7 +14,9 @@ from ltxgen.parallel.mesh import MeshConfig
 from ltxgen.parallel.shape import MeshShape, Shards
 
 HEADS = {"video": 32, "audio": 32}
-FILES = sorted(path for path in (Path(__file__).parents[2] / "conf/parallel").glob("*.yaml") if path.stem != "single")
+FILES = sorted(
+    path for path in (Path(__file__).parents[2] / "conf/parallel").glob("*.yaml") if path.stem not in ("single", "auto")
+)
 
 
 @pytest.mark.parametrize(

@@ -307,6 +307,27 @@ def test_records_of_each_stage(diary):
     assert run.records["b"].load_seconds < 0.05
 
 
+def test_what_a_stage_reports_stands_beside_what_it_said_before(diary):
+    def prints(state: Any, parts: Any, context: RunContext) -> dict[str, Any]:
+        def pages() -> Iterator[int]:
+            yield 1
+            context.report("ink", {"bytes": 5})
+
+        context.report("paper", 2)
+        context.report("errors", {})
+        return {"pages": Stream(pages())}
+
+    run = executor(diary)
+    stages = {
+        "print": Toy((), ("pages",), prints, (), {"pages": 1}),
+        "bind": Toy(("pages",), (), lambda s, p, c: list(s["pages"]) and {}),
+    }
+    run.run(stages, {}, HERE)
+    assert run.records["print"].details == {"pages": 1, "paper": 2, "ink": {"bytes": 5}}
+    assert run.records["bind"].details == {}
+    assert stages["print"].facts == {"pages": 1}
+
+
 def fails(state: Any, parts: Any, context: Any) -> dict[str, Any]:
     raise RuntimeError("out of ink")
 

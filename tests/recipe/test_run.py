@@ -77,7 +77,7 @@ def test_tensor_names_and_shapes(plain):
             wanted |= {f"{stage}.{what}.{modality}" for what in ("noise", "noised", "positions", "final")}
             wanted |= {f"{stage}.call000.forward{number}.{modality}" for number in range(num_passes)}
             wanted |= {f"{stage}.call{call:03d}.x0.{modality}" for call in range(num_steps)}
-    wanted |= {"upsample.video", "frames", "audio.waveform", "audio.mel"}
+    wanted |= {"upsample.video", "decode_video.frames", "frames", "audio.waveform", "audio.mel"}
     assert set(plain) == wanted
 
     shapes = {name: tuple(tensor.shape) for name, tensor in plain.items()}
@@ -94,6 +94,9 @@ def test_tensor_names_and_shapes(plain):
     assert shapes["upsample.video"] == shapes["refine.final.video"]
     assert shapes["frames"] == (9, 64, 64, 3)
     assert plain["frames"].dtype == torch.uint8
+    exact = plain["decode_video.frames"]
+    assert (exact.shape, exact.dtype, exact.abs().max() <= 1) == ((9, 64, 64, 3), torch.float32, True)
+    assert torch.equal(((exact + 1) / 2 * 255).to(torch.uint8), plain["frames"])
     assert shapes["audio.waveform"][:2] == (1, 2)
     assert plain["refine.sigmas"].tolist() == pytest.approx([0.909375, 0.725, 0.421875, 0.0])
     assert plain["base.sigmas"].shape == (3,)

@@ -6,13 +6,14 @@ from ltxgen.models.video_vae.config import Resample, ResStage, VideoVAEConfig
 from ltxgen.models.video_vae.decoder import VideoDecoder
 from ltxgen.models.video_vae.encoder import VideoEncoder
 from ltxgen.models.video_vae.statistics import PerChannelStatistics
-from ltxgen.models.video_vae.tiled import blend_tiles, decode_tiled, encode_tiled
+from ltxgen.models.video_vae.tiled import Decoder, blend_tiles, decode_tiled, encode_tiled, tile_decoder
 from ltxgen.models.video_vae.tiling import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Span, Tile, Tiling, list_tiles
 
 __all__ = [
     "FRAMES_PER_LATENT",
     "PIXELS_PER_LATENT",
     "DecodeCost",
+    "Decoder",
     "Kernels",
     "PerChannelStatistics",
     "ResStage",
@@ -29,5 +30,6 @@ __all__ = [
     "encode_tiled",
     "fit_tiling",
     "list_tiles",
+    "tile_decoder",
     "why_not_fused",
 ]

@@ -36,10 +36,14 @@ class DecodeCost:
         time, rows, columns = split_axes(size, tiling)
         tile = [max(span.stop - span.start for span in axis) for axis in (time, rows, columns)]
         frames = FRAMES_PER_LATENT * (tile[0] - 1) + 1
-        values = 3 * frames * size[1] * size[2] * PIXELS_PER_LATENT**2
-        # Joined tiles, and the frames kept of the group before.
-        blended = 2 * self.itemsize * values if len(time) * len(rows) * len(columns) > 1 else 0
-        return blended + max(self.activation_bytes(tile), values * (self.itemsize + 1))
+        frame = 3 * size[1] * size[2] * PIXELS_PER_LATENT**2
+        chunk = frames * frame
+        blended = 0
+        if len(time) * len(rows) * len(columns) > 1:
+            # Joined tiles beside those before, which the reader still has, and the frames in which the two blend.
+            shared = max((a.frames.stop - b.frames.start for a, b in itertools.pairwise(time)), default=0)
+            blended = self.itemsize * ((2 if len(time) > 1 else 1) * chunk + shared * frame)
+        return blended + max(self.activation_bytes(tile), chunk * (self.itemsize + 1))
 
     def _widest(self, size: Sequence[int]) -> int:
         """Values of the largest activation."""

@@ -1,4 +1,4 @@
-"""What stands behind a convolution of the fused decoder, in plain torch; `kernels.triton_epilogue` is the same in one kernel.
+"""What stands behind a convolution of the fused decoder, in plain torch; `kernels` has the same as one kernel.
 
 Shapes: F frames, H height, W width, C channels, which lie side by side: (F, H, W, C); (a, b, c) strides, P = a·b·c.
 """
@@ -24,7 +24,14 @@ class Epilogue(Protocol):
     """
 
     def __call__(
-        self, y: Tensor, bias: Tensor, stride: Stride, *, skip: Tensor | None, plain: Tensor | None, normed: Tensor | None
+        self,
+        y: Tensor,
+        bias: Tensor,
+        stride: Stride,
+        *,
+        skip: Tensor | None,
+        plain: Tensor | None,
+        normed: Tensor | None,
     ) -> None: ...
 
 

@@ -63,7 +63,14 @@ class FusedDecoder:
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
-        """(B, 128, F', H', W') -> (B, 3, 8(F' − 1) + 1, 32·H', 32·W')."""
+        """(B, 128, F', H', W') -> (B, 3, 8(F' − 1) + 1, 32·H', 32·W').
+
+        Raises ValueError for a side of one latent where pixels are padded by reflection, which takes two.
+        """
+        if self._edge and min(latents.shape[3:]) < 2:
+            raise ValueError(
+                f"latents of {tuple(latents.shape[2:])}: the decoder reflects pixels, which takes 2 a side"
+            )
         videos = [self._decode(video)[None] for video in self._statistics.denormalize(latents)]
         return videos[0] if len(videos) == 1 else torch.cat(videos)
 

@@ -18,6 +18,7 @@ from ltxgen.models.video_vae.tiling import (
     FRAMES_PER_LATENT,
     PIXELS_PER_LATENT,
     Span,
+    Tile,
     Tiling,
     list_tiles,
     split_axes,
@@ -46,10 +47,15 @@ def decode_tiled(
     Chunks come in order and hold finished frames; beside the running group of tiles, only frames that the next group
     blends into are kept. Blending follows the official `VideoDecoder.tiled_decode`. Without tiling there is one chunk.
     """
-    _check_compression(decoder.config)
     size = latents.shape[2:]
-    decoded = (decoder(latents[tile.latents]) for tile in list_tiles(size, tiling))
+    decoded = map(tile_decoder(decoder, latents), list_tiles(size, tiling))
     return blend_tiles(decoded, size, tiling, on_tile=on_tile)
+
+
+def tile_decoder(decoder: Decoder, latents: Tensor) -> Callable[[Tile], Tensor]:
+    """Decodes a tile of normalised latents (B, 128, F', H', W') to (B, 3, *tile.video_size)."""
+    _check_compression(decoder.config)
+    return lambda tile: decoder(latents[tile.latents])
 
 
 def blend_tiles(

@@ -106,6 +106,12 @@ class Tile:
     def video(self) -> tuple[slice, ...]:
         return (slice(None), slice(None), self.time.frames, self.height.pixels, self.width.pixels)
 
+    @property
+    def video_size(self) -> tuple[int, int, int]:
+        """Frames, height and width of the box of video."""
+        frames, height, width = (part.stop - part.start for part in self.video[2:])
+        return frames, height, width
+
 
 def list_tiles(size: Sequence[int], tiling: Tiling | None, *, follow_aspect: bool = True) -> tuple[Tile, ...]:
     """The tiles of latents of `size` (F, H, W): by time first, then by height, then by width.

@@ -30,6 +30,7 @@ class Fault:
     parts = ()
     size_multiple = 1
     num_passes = 0
+    work = None
 
     def __init__(self, config: FaultConfig) -> None:
         self.config = config

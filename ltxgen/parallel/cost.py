@@ -1,0 +1,146 @@
+"""What denoising takes on given GPUs and links, predicted from shapes: for `ltxgen plan`, and for `parallel=auto`.
+
+A step is arithmetic at the GPU's measured rates, memory-bound kernels at its memory bandwidth, and exchanges at the
+bandwidth of the slowest link that an axis crosses. The ring and the gathering of weights run beside arithmetic and
+count for what they take beyond it; the rest of the exchanges is waited for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ltxgen.config.hardware import Hardware
+from ltxgen.diffusion.pair import Pair
+from ltxgen.models.transformer import TransformerConfig
+from ltxgen.models.transformer.flops import block_parameters, pass_flops
+from ltxgen.parallel.guidance import GuidedPass, deal, relative_cost
+from ltxgen.parallel.shape import MeshShape
+from ltxgen.parallel.traffic import step_traffic
+
+TEXT_TOKENS = 1024  # what the text encoder is padded to
+# Bytes that the memory-bound kernels of a block move for a video token, in parts of the token's own bytes; fitted to
+# forwards timed on one H200 (docs/parallel.md).
+BLOCK_PASSES = 60
+# What a block keeps at its widest, the feed-forward: its 4 C and what else is alive, in parts of a token's bytes.
+ACTIVATIONS = 14
+KERNELS_PER_BLOCK = 110
+LAUNCH_SECONDS = 4e-6
+COLLECTIVE_SECONDS = 20e-6  # start-up of one exchange; a block has eight with Ulysses
+COLLECTIVES_PER_BLOCK = 8
+USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator's gaps and the kernels' workspaces
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage asks of the transformer: the passes of each step, and tokens of one sample."""
+
+    steps: Sequence[Sequence[GuidedPass]]
+    tokens: Pair[int]
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Predicted seconds of a step, of the rank that takes longest."""
+
+    arithmetic: float
+    exchange: float
+
+    @property
+    def seconds(self) -> float:
+        return self.arithmetic + self.exchange
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Predictions for a transformer whose values take `bytes_per_value`, on machines with `ranks_per_machine` each."""
+
+    config: TransformerConfig
+    stages: Mapping[str, Work]
+    hardware: Hardware
+    ranks_per_machine: int = 1
+    bytes_per_value: int = 2
+
+    def run_seconds(self, shape: MeshShape, sharded: bool = False) -> float:
+        """All steps of all stages, each with the same ranks in the shape that suits it."""
+        return sum(
+            len(work.steps) * self.step(work, self.stage_shape(work, shape), sharded).seconds
+            for work in self.stages.values()
+        )
+
+    def stage_shape(self, work: Work, shape: MeshShape) -> MeshShape:
+        """The ranks of `shape` as they serve one stage."""
+        return shape.for_passes(max(map(len, work.steps), default=0), common_heads(self.config))
+
+    def step(self, work: Work, shape: MeshShape, sharded: bool = False) -> StepCost:
+        """The dearest step of a stage whose ranks lie in `shape`."""
+        passes = max(work.steps, key=len)
+        costs = [relative_cost(each.perturbation, self.config.num_layers) for each in passes]
+        loads = [0.0] * shape.guidance
+        for cost, owner in zip(costs, deal(costs, shape.guidance), strict=True):
+            loads[owner] += cost
+        arithmetic = max(loads) * self.forward_seconds(work.tokens, shape.num_shards)
+        return StepCost(arithmetic, self._exchange(passes, work.tokens, shape, sharded, arithmetic))
+
+    def forward_seconds(self, tokens: Pair[int], num_shards: int = 1) -> float:
+        """One pass on one rank that has its part of the tokens, exchanges left out."""
+        flops = pass_flops(self.config, tokens.video, tokens.audio, TEXT_TOKENS, num_shards=num_shards)
+        moved = self.config.num_layers * BLOCK_PASSES * self._token_bytes(tokens) / num_shards
+        busy = (
+            flops.linear / (self.hardware.gemm_tflops * 1e12)
+            + flops.attention / (self.hardware.attention_tflops * 1e12)
+            + moved / (self.hardware.memory_gbps * 1e9)
+        )
+        return max(busy, self.config.num_layers * KERNELS_PER_BLOCK * LAUNCH_SECONDS)
+
+    def memory_bytes(self, shape: MeshShape, sharded: bool = False) -> int:
+        """What the transformer takes on each rank at its largest stage: weights and activations."""
+        weights = self.config.num_layers * block_parameters(self.config) * self.bytes_per_value
+        if sharded:  # beside its part, a rank holds the block it computes with and the next one
+            weights = weights // shape.num_ranks + 2 * weights // self.config.num_layers
+        tokens = (
+            self._token_bytes(work.tokens) // self.stage_shape(work, shape).num_shards for work in self.stages.values()
+        )
+        return weights + ACTIVATIONS * max(tokens, default=0)
+
+    def fits(self, shape: MeshShape, sharded: bool = False) -> bool:
+        return self.memory_bytes(shape, sharded) <= USABLE * self.hardware.memory_gib * 2**30
+
+    def _token_bytes(self, tokens: Pair[int]) -> int:
+        video = (tokens.video or 0) * self.config.video.width
+        return (video + (tokens.audio or 0) * self.config.audio.width) * self.bytes_per_value
+
+    def _exchange(
+        self, passes: Sequence[Any], tokens: Pair[int], shape: MeshShape, sharded: bool, arithmetic: float
+    ) -> float:
+        perturbations = [each.perturbation for each in passes]
+        moved = step_traffic(shape, self.config, perturbations, tokens, self.bytes_per_value)
+        num_own = -(-len(passes) // shape.guidance)
+        blocks = num_own * self.config.num_layers
+        attention = pass_flops(self.config, tokens.video, tokens.audio, TEXT_TOKENS, num_shards=shape.num_shards)
+        beside_ring = num_own * attention.attention / (self.hardware.attention_tflops * 1e12)
+        waited = (
+            moved.ulysses / self._link(shape.ulysses)
+            + max(0.0, moved.ring / self._link(shape.num_shards) - beside_ring)
+            + moved.gather / self._link(shape.num_shards)
+            + moved.guidance / self._link(shape.num_ranks)
+        )
+        if shape.num_shards > 1:
+            waited += blocks * COLLECTIVES_PER_BLOCK * COLLECTIVE_SECONDS
+        if sharded and shape.num_ranks > 1:
+            weights = blocks * block_parameters(self.config) * self.bytes_per_value
+            received = weights * (shape.num_ranks - 1) / shape.num_ranks
+            waited += max(0.0, received / self._link(shape.num_ranks) - arithmetic)
+        return waited
+
+    def _link(self, reach: int) -> float:
+        """Bytes a second into a rank from `reach` neighbouring ranks; axes lie inside a machine as far as they fit."""
+        within = reach <= self.ranks_per_machine
+        return (self.hardware.link_gbps if within else self.hardware.network_gbps) * 1e9
+
+
+def common_heads(config: TransformerConfig) -> int:
+    """What a Ulysses degree must divide."""
+    return math.gcd(config.video.num_heads, config.audio.num_heads)

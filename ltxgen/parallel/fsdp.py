@@ -1,0 +1,78 @@
+"""Weights sharded by FSDP2, block by block, over all ranks of a run.
+
+A rank keeps some rows of every tensor of a block. The block is whole while it is called, any number of times in a row,
+and the next one's rows are on their way meanwhile; so a rank holds its part and two whole blocks. Gathering a block is
+a collective call: all ranks call all blocks, in order and equally often.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from ltxgen.parallel.weights import BLOCKS, rows_of_rank
+
+
+class ShardedWeights:
+    """A placement (`artifacts.placement`) that shards the blocks of large components, all ranks alike."""
+
+    def __init__(self, num_ranks: int, device_type: str) -> None:
+        self.mesh = _mesh(num_ranks, device_type)
+
+    def prepare(self, component: str, module: nn.Module) -> None:
+        """Makes each block a unit of its own, which works whoever calls it."""
+        if component not in BLOCKS:
+            return
+        blocks = list(module.get_submodule(BLOCKS[component]).children())
+        for block in blocks:
+            # The next block's call frees a block, so that several calls in a row gather it once; none follows the last.
+            fully_shard(block, mesh=self.mesh, reshard_after_forward=block is blocks[-1])
+        for block, following in itertools.pairwise(blocks):
+            _call_in_turn(block, following)
+
+    def rows(self, tensor: Tensor) -> slice:
+        if not isinstance(tensor, DTensor):
+            return slice(None)
+        return rows_of_rank(tensor.shape[0], self.mesh.size(), self.mesh.get_local_rank())
+
+    def assemble(self, held: Tensor, like: Tensor) -> Tensor:
+        if not isinstance(like, DTensor):
+            return held
+        return DTensor.from_local(
+            held, self.mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def released(self, names: Sequence[str]) -> None:
+        if not BLOCKS.keys().isdisjoint(names):
+            gc.collect()  # FSDP's records and the modules they belong to refer to each other
+
+
+def _call_in_turn(block: nn.Module, following: nn.Module) -> None:
+    """Free `block` before `following` becomes whole, and start to gather that one when `block` is whole."""
+    assert isinstance(block, FSDPModule)
+    assert isinstance(following, FSDPModule)
+
+    def free(module: nn.Module, inputs: Any) -> None:
+        block.reshard()
+
+    def gather(module: nn.Module, inputs: Any) -> None:
+        following.unshard(async_op=True)  # does nothing when that has begun; its own call waits for it
+
+    following.register_forward_pre_hook(free, prepend=True)
+    block.register_forward_pre_hook(gather)
+
+
+@functools.cache
+def _mesh(num_ranks: int, device_type: str) -> DeviceMesh:
+    return init_device_mesh(device_type, (num_ranks,))
