@@ -1,4 +1,4 @@
-"""The fused video decoder on a GPU. Needs a Hopper or newer one with 4 GB of memory, and Triton."""
+"""The fused video decoder on a GPU. Needs an NVIDIA GPU with 1 GB of memory, and Triton."""
 
 import sys
 from pathlib import Path
@@ -7,32 +7,36 @@ import pytest
 import torch
 
 from ltxgen.media import Background, rgb_to_yuv420
-from ltxgen.models.video_vae import VideoDecoder, VideoVAEConfig, decoder_for, why_not_fused
+from ltxgen.models.video_vae import VideoDecoder, VideoVAEConfig, decoder_for
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
-from test_video_vae import LTX23, built, relative_l2
+from test_video_vae import LTX2, LTX23, built, relative_l2
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-@pytest.fixture(scope="module")
-def decoder():
-    return built(VideoDecoder, VideoVAEConfig.from_metadata(LTX23)).bfloat16().cuda()
+def test_the_kernel_equals_plain_torch():
+    pytest.importorskip("triton", reason="comes with torch's CUDA builds")
+    from epilogue_cases import CASES, worst_error
+
+    for name, case in CASES.items():
+        print(name, worst_error(case))
 
 
-# Patches of 8 x 16 pixels that come out even, and that don't.
+@pytest.mark.parametrize("metadata", [LTX23, LTX2], ids=["ltx23", "ltx2"])
 @pytest.mark.parametrize("size", [(1, 4, 4), (3, 8, 16), (4, 5, 7)])
 @torch.inference_mode()
-def test_fused_is_as_near_to_float32_as_plain(decoder, size):
-    obstacle = why_not_fused(torch.device("cuda", 0), torch.bfloat16)
-    if obstacle is not None:
-        pytest.skip(obstacle)
+def test_fused_is_as_near_to_float32_as_plain(metadata, size):
+    pytest.importorskip("triton", reason="comes with torch's CUDA builds")
+    decoder = (
+        built(VideoDecoder, VideoVAEConfig.from_metadata({**metadata, "decoder_base_channels": 32})).bfloat16().cuda()
+    )
     latents = torch.randn(1, 128, *size, generator=torch.Generator().manual_seed(1)).bfloat16().cuda()
     high = VideoDecoder(decoder.config).cuda()
     high.load_state_dict(decoder.state_dict())
     wanted = high(latents.float())
-    fused, _ = decoder_for(decoder, latents, "fused")
     plain_error = relative_l2(decoder(latents).float(), wanted)
+    fused, _ = decoder_for(decoder, latents, "fused")
     error = relative_l2(fused(latents).float(), wanted)
     print(f"relative L2 to float32: fused {error:.2e}, plain {plain_error:.2e}")
     assert error <= 1.05 * plain_error

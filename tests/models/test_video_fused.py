@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,12 +71,15 @@ def test_reflected_pixels_take_two_latents_a_side():
 
 
 INTERPRETED = """
+from epilogue_cases import CASES, worst_error
 from test_video_fused import BLOCKS, compare
 from ltxgen.models.video_vae.kernels import triton_epilogue
 
 def on_contiguous(y, *arguments, **options):
     triton_epilogue(y.contiguous(), *arguments, **options)  # CPU convolutions don't keep channels last
 
+for name, case in CASES.items():
+    print(name, worst_error(case, "cpu"))
 for name in BLOCKS:
     for causal in (False, True):
         error = compare(name, causal, on_contiguous)
@@ -87,7 +91,8 @@ for name in BLOCKS:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton comes with torch's CUDA builds")
 def test_the_kernel_in_tritons_interpreter():
     # A process of its own: Triton reads the switch when its kernels are defined.
-    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    folder = Path(__file__).parent
+    paths = os.pathsep.join([str(folder), str(folder.parent / "gpu"), *sys.path])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
