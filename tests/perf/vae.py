@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from ltxgen.models.video_vae import Tiling, VideoDecoder, VideoVAEConfig, decode
 from ltxgen.models.video_vae.fused import FusedDecoder  # noqa: E402
 from ltxgen.models.video_vae.tiled import Decoder  # noqa: E402
 
+M = TypeVar("M", bound=torch.nn.Module)
 SIZE = (16, 32, 48)  # latents of 1536x1024x121
 TILING = Tiling(768, 64, 80, 24)  # the recipe's
 BUDGET_BYTES = 8 * 10**9
@@ -85,15 +87,19 @@ def timed(call: Callable[[], object], runs: int = 3) -> str:
 def random_decoder() -> VideoDecoder:
     with torch.device("meta"):
         decoder = VideoDecoder(VideoVAEConfig.from_metadata(METADATA))
-    decoder = decoder.to_empty(device="cuda").bfloat16()
+    return fill(decoder.to_empty(device="cuda").bfloat16().eval())
+
+
+def fill(module: M) -> M:
+    """Random weights that keep activations at about their size: zeros would be faster."""
     generator = torch.Generator("cuda").manual_seed(3)
-    for name, tensor in decoder.state_dict().items():
+    for name, tensor in module.state_dict().items():
         tensor.normal_(generator=generator)
         if name.endswith("std-of-means"):
             tensor.abs_().add_(0.5)
         elif tensor.ndim > 1:
             tensor.mul_(tensor[0].numel() ** -0.5)
-    return decoder.eval()
+    return module
 
 
 def relative_l2(actual: Tensor, wanted: Tensor) -> float:
@@ -162,9 +168,7 @@ def time_diffusers(latents: Tensor) -> None:
             upsample_residual=(False,) * 4, upsample_factor=(2, 2, 1, 2), decoder_spatial_padding_mode="zeros",
         )  # fmt: skip
     theirs.encoder = torch.nn.Identity()
-    theirs = theirs.bfloat16().to_empty(device="cuda").eval()
-    for tensor in theirs.state_dict().values():
-        tensor.normal_(std=0.01)
+    theirs = fill(theirs.to_empty(device="cuda").bfloat16().eval())
     theirs.disable_tiling()
     attempt("diffusers, one piece", lambda: timed(lambda: theirs.decode(latents).sample))
     theirs.enable_tiling()
