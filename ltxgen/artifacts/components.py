@@ -6,6 +6,7 @@ build nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,13 +21,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 class BuildOptions:
     """Choices that the checkpoint doesn't make.
 
-    cross_timestep, attention: passed to the transformer as they are. num_text_states: hidden states that the text
-    projection takes; None reads it from the file's weight (49, Gemma 12B's, where there is no file).
+    cross_timestep, attention, batched_tokens: passed to the transformer; None leaves its own rule. num_text_states:
+    hidden states that the text projection takes; None reads it from the file's weight (49, Gemma 12B's, where there is
+    no file).
     """
 
     cross_timestep: str = "own"
     attention: Any = None
     num_text_states: int | None = None
+    batched_tokens: int | None = None
 
 
 class KeyRules(Protocol):
@@ -108,7 +111,7 @@ class ComponentSpec:
         inputs = next(weights, None)
         if inputs is None or not isinstance(width, int) or width < 1:
             return options
-        return BuildOptions(options.cross_timestep, options.attention, max(1, inputs[1] // width))
+        return dataclasses.replace(options, num_text_states=max(1, inputs[1] // width))
 
     def _is_weight(self, file_key: str, shape: tuple[int, ...]) -> bool:
         return len(shape) == 2 and self.keys.module_key(file_key) is not None
@@ -123,12 +126,13 @@ def section_of(config: Config, name: str) -> Config:
 
 
 def _transformer(config: Config, options: BuildOptions) -> nn.Module:
-    from ltxgen.models.transformer import Transformer, TransformerConfig
+    from ltxgen.models.transformer import BATCHED_TOKENS, Transformer, TransformerConfig
 
     return Transformer(
         TransformerConfig.from_metadata(config),
         cross_timestep=options.cross_timestep,  # type: ignore[arg-type]
         attention=options.attention,
+        batched_tokens=BATCHED_TOKENS if options.batched_tokens is None else options.batched_tokens,
     )
 
 

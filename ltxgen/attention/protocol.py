@@ -124,6 +124,7 @@ class AttentionBackend(ABC):
     needs: ClassVar[Needs] = Needs()
     takes_masks: ClassVar[bool] = True
     head_dims: ClassVar[range] = range(1, 1025)
+    traceable: ClassVar[bool] = False  # whether torch.compile may look into it
     approximates: ClassVar[str] = ""  # what is given up, for a backend that does not compute the formula
 
     @abstractmethod
@@ -173,6 +174,10 @@ class RoleAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return self._backend(mask)(q, k, v, mask)
+
+    @property
+    def traceable(self) -> bool:
+        return self.unmasked.traceable and self.masked.traceable
 
     def with_lse(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """As `LseBackend.with_lse`, for roles chosen with `needs_lse`."""

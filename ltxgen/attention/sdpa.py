@@ -25,6 +25,8 @@ aten = torch.ops.aten
 class Sdpa(LseBackend):
     """torch picks the kernel: flash, cuDNN, memory-efficient or plain, by device, dtype and mask."""
 
+    traceable = True
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
@@ -42,6 +44,7 @@ class Sdpa(LseBackend):
 class SdpaKernel(LseBackend):
     """torch's attention held to one kernel: inputs that it doesn't take are an error, never another kernel."""
 
+    traceable = True
     kernel: ClassVar[SDPBackend]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

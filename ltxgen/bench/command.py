@@ -25,9 +25,8 @@ from ltxgen.bench.whole import size_of, time_run
 from ltxgen.config.errors import Problem, Refusal
 from ltxgen.config.recipe import parse_recipe
 from ltxgen.models.transformer import Transformer, TransformerConfig
-from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan, make_plan
-from ltxgen.recipe.run import NO_FOLDER
+from ltxgen.recipe.run import NO_FOLDER, parts_of
 from ltxgen.runtime.displays import create_progress
 from ltxgen.runtime.environment import set_threads, use_full_float32, versions
 from ltxgen.stage.denoise import Denoise
@@ -107,7 +106,7 @@ def _measure(
     use_full_float32()
     if any(case != RUN for case in cases):
         with create_progress("quiet").stage("bench") as progress:
-            context = RunContext(NO_FOLDER, progress, lambda name, tensor: None)
+            context = RunContext(NO_FOLDER, progress, lambda name, tensor: None, lambda name, fact: None)
             ceilings = _ceilings(plans)
             results.ceilings = dataclasses.asdict(ceilings)
             yield from _time_parts(cases, plans, Conditions(ceilings, with_peer, context, _log))
@@ -142,7 +141,7 @@ def _time_transformer(cases: Sequence[str], plans: Sequence[Plan], conditions: C
     plan = max(plans, key=lambda each: each.recipe.request.height * each.recipe.request.width)  # chooses attention
     request = dataclasses.replace(next(iter(shapes.values()))[0].parts[0], loras=())
     _log("loading the transformer")
-    source = ArtifactParts(plan.artifacts, plan.options, plan.device)
+    source = parts_of(plan, _log)
     transformer = source.build(request)
     forwards: dict[str, peers.Forward] = {}
     if conditions.with_peer:

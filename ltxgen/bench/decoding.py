@@ -21,8 +21,8 @@ from ltxgen.bench.results import Entry, PeerFigure
 from ltxgen.bench.timing import alternate
 from ltxgen.bench.whole import size_of
 from ltxgen.diffusion.noise import NoiseSource
-from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
+from ltxgen.recipe.run import parts_of
 from ltxgen.stage.decode_audio import DecodeAudio
 from ltxgen.stage.decode_video import DecodeVideo
 from ltxgen.stage.denoise import Denoise
@@ -40,7 +40,7 @@ def time_decoding(case: str, plan: Plan, conditions: Conditions) -> Iterator[Ent
         if not isinstance(stage, STAGES[case]):
             continue
         shape = _latent_shape(stage, plan)
-        source = ArtifactParts(plan.artifacts, plan.options, plan.device)
+        source = parts_of(plan, conditions.log)
         parts = {request.name: source.build(request) for request in stage.parts}
         latents = NoiseSource(plan.recipe.request.seed, device=plan.device, dtype=plan.dtype).draw(shape)
         ours = functools.partial(_decode, stage, latents, parts, conditions.context)

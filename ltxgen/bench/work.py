@@ -13,6 +13,7 @@ from ltxgen.diffusion.pair import Pair
 from ltxgen.guidance.protocol import Pass
 from ltxgen.models.transformer import Perturbation, TransformerConfig
 from ltxgen.models.transformer.flops import Flops, pass_flops
+from ltxgen.parallel.guidance import forks_of
 
 PLAIN = Pass("text", "positive", Perturbation(), Pair(True, True))
 
@@ -23,7 +24,7 @@ def step_flops(config: TransformerConfig, passes: Sequence[Pass], tokens: Pair[i
     A pass that is another one up to some block starts there, and passes with the same contexts share their keys and
     values.
     """
-    shared = [_shared_blocks(each, passes[:number]) for number, each in enumerate(passes)]
+    shared = [fork.block for fork in forks_of(passes, config.num_layers)]
     total = Flops()
     for each, num_shared in zip(passes, shared, strict=True):
         across = not each.perturbation.isolate_modalities
@@ -39,16 +40,6 @@ def milliseconds(flops: Flops, ceilings: Ceilings, dtype: str) -> float | None:
     """The least time on a machine with these ceilings; None if its matrix rate in `dtype` was not measured."""
     rate = ceilings.gemm.get(dtype)
     return None if rate is None else 1000 * (flops.linear / rate + flops.attention / ceilings.attention)
-
-
-def _shared_blocks(each: Pass, earlier: Sequence[Pass]) -> int:
-    """The first blocks of a pass whose results an earlier one has."""
-    first = each.perturbation.first_block
-    alike = any(
-        other.perturbation.first_block is None and (other.context, other.enabled) == (each.context, each.enabled)
-        for other in earlier
-    )
-    return first or 0 if alike else 0
 
 
 def _skipped(config: TransformerConfig, perturbation: Perturbation, tokens: Pair[int]) -> Flops:

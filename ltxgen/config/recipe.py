@@ -86,13 +86,19 @@ class Artifacts:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how the numbers are computed; `threads` of null leaves torch's own choice."""
+    """Where and how the numbers are computed; `threads` of null leaves torch's own choice.
+
+    `compile: auto` compiles the transformer's blocks on a GPU; `batch_passes: auto` runs the passes of a guided step as
+    one batch where one alone would leave a GPU partly idle.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     numerics: Literal["current", "launch"] = "current"
     noise: Literal["cpu", "device"] = "cpu"
     threads: PositiveInt | None = None
+    compile: Literal["auto", "blocks", "none"] = "auto"
+    batch_passes: Literal["auto", "always", "never"] = "auto"
 
 
 @dataclass(frozen=True)

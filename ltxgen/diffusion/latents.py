@@ -59,6 +59,28 @@ class LatentState:
         return self.denoise_mask.squeeze(-1) * sigma
 
 
+@dataclass(frozen=True)
+class NoiseLevels:
+    """The distinct values of a denoise mask, usually one or two: tokens of one value share a timestep.
+
+    - `values` (B, L) fp32.
+    - `index` (B, T): which of them is each token's; None where there is only one.
+    """
+
+    values: Tensor
+    index: Tensor | None
+
+    @classmethod
+    def of(cls, denoise_mask: Tensor) -> NoiseLevels:
+        """Of a mask (B, T, 1). Waits for the device to know how many there are: do it once, not every step."""
+        values, index = denoise_mask.squeeze(-1).unique(return_inverse=True)
+        return cls(values.expand(len(denoise_mask), -1), index if len(values) > 1 else None)
+
+    def timesteps(self, sigma: float) -> Tensor:
+        """Each level's own, mask·sigma: (B, L) fp32."""
+        return self.values * sigma
+
+
 def apply_noise(state: LatentState, noise: Tensor, scale: float, numerics: Numerics) -> LatentState:
     """Noise a state up to sigma = `scale`; given tokens stay clean. `noise` (B, T, C) is standard normal.
 

@@ -16,7 +16,7 @@ from ltxgen.config.hardware import Hardware
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import TransformerConfig
 from ltxgen.models.transformer.flops import block_parameters, pass_flops
-from ltxgen.parallel.guidance import GuidedPass, deal, relative_cost
+from ltxgen.parallel.guidance import GuidedPass, busiest, deal
 from ltxgen.parallel.shape import MeshShape
 from ltxgen.parallel.traffic import step_traffic
 
@@ -77,11 +77,9 @@ class CostModel:
     def step(self, work: Work, shape: MeshShape, sharded: bool = False) -> StepCost:
         """The dearest step of a stage whose ranks lie in `shape`."""
         passes = max(work.steps, key=len)
-        costs = [relative_cost(each.perturbation, self.config.num_layers) for each in passes]
-        loads = [0.0] * shape.guidance
-        for cost, owner in zip(costs, deal(costs, shape.guidance), strict=True):
-            loads[owner] += cost
-        arithmetic = max(loads) * self.forward_seconds(work.tokens, shape.num_shards)
+        owners = deal(passes, shape.guidance, self.config.num_layers)
+        most = busiest(passes, owners, shape.guidance, self.config.num_layers)
+        arithmetic = most * self.forward_seconds(work.tokens, shape.num_shards)
         return StepCost(arithmetic, self._exchange(passes, work.tokens, shape, sharded, arithmetic))
 
     def forward_seconds(self, tokens: Pair[int], num_shards: int = 1) -> float:
@@ -115,10 +113,9 @@ class CostModel:
     def _exchange(
         self, passes: Sequence[Any], tokens: Pair[int], shape: MeshShape, sharded: bool, arithmetic: float
     ) -> float:
-        perturbations = [each.perturbation for each in passes]
-        moved = step_traffic(shape, self.config, perturbations, tokens, self.bytes_per_value)
-        num_own = -(-len(passes) // shape.guidance)
-        blocks = num_own * self.config.num_layers
+        moved = step_traffic(shape, self.config, passes, tokens, self.bytes_per_value)
+        num_own = math.ceil(len(passes) / shape.guidance)
+        blocks = self.config.num_layers
         attention = pass_flops(self.config, tokens.video, tokens.audio, TEXT_TOKENS, num_shards=shape.num_shards)
         beside_ring = num_own * attention.attention / (self.hardware.attention_tflops * 1e12)
         waited = (
@@ -128,8 +125,8 @@ class CostModel:
             + moved.guidance / self._link(shape.num_ranks)
         )
         if shape.num_shards > 1:
-            waited += blocks * COLLECTIVES_PER_BLOCK * COLLECTIVE_SECONDS
-        if sharded and shape.num_ranks > 1:
+            waited += num_own * blocks * COLLECTIVES_PER_BLOCK * COLLECTIVE_SECONDS
+        if sharded and shape.num_ranks > 1:  # once a step, for all passes
             weights = blocks * block_parameters(self.config) * self.bytes_per_value
             received = weights * (shape.num_ranks - 1) / shape.num_ranks
             waited += max(0.0, received / self._link(shape.num_ranks) - arithmetic)

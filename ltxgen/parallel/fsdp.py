@@ -1,8 +1,8 @@
 """Weights sharded by FSDP2, block by block, over all ranks of a run.
 
-A rank keeps some rows of every tensor of a block. The block is whole while it is called, any number of times in a row,
-and the next one's rows are on their way meanwhile; so a rank holds its part and two whole blocks. Gathering a block is
-a collective call: all ranks call all blocks, in order and equally often.
+A rank keeps some rows of every tensor of a block. The block is whole while it is called, and the next one's rows are on
+their way meanwhile; so a rank holds its part and two whole blocks. Gathering a block is a collective call: all ranks
+call all blocks, in order and equally often.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class ShardedWeights:
             return
         blocks = list(module.get_submodule(BLOCKS[component]).children())
         for block in blocks:
-            # The next block's call frees a block, so that several calls in a row gather it once; none follows the last.
-            fully_shard(block, mesh=self.mesh, reshard_after_forward=block is blocks[-1])
+            fully_shard(block, mesh=self.mesh, reshard_after_forward=True)
         for block, following in itertools.pairwise(blocks):
-            _call_in_turn(block, following)
+            assert isinstance(following, FSDPModule)
+            block.register_forward_pre_hook(functools.partial(_gather, following))
 
     def rows(self, tensor: Tensor) -> slice:
         if not isinstance(tensor, DTensor):
@@ -58,19 +58,9 @@ class ShardedWeights:
             gc.collect()  # FSDP's records and the modules they belong to refer to each other
 
 
-def _call_in_turn(block: nn.Module, following: nn.Module) -> None:
-    """Free `block` before `following` becomes whole, and start to gather that one when `block` is whole."""
-    assert isinstance(block, FSDPModule)
-    assert isinstance(following, FSDPModule)
-
-    def free(module: nn.Module, inputs: Any) -> None:
-        block.reshard()
-
-    def gather(module: nn.Module, inputs: Any) -> None:
-        following.unshard(async_op=True)  # does nothing when that has begun; its own call waits for it
-
-    following.register_forward_pre_hook(free, prepend=True)
-    block.register_forward_pre_hook(gather)
+def _gather(following: FSDPModule, block: nn.Module, inputs: Any) -> None:
+    """Start to gather the block that comes after `block`, which is whole by now; its own call waits for it."""
+    following.unshard(async_op=True)
 
 
 @functools.cache

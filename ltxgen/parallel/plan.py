@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ltxgen.diffusion.pair import Pair
-from ltxgen.models.transformer import AttentionByRole, TransformerConfig
+from ltxgen.models.transformer import AttentionByRole, Transformer, TransformerConfig
 from ltxgen.models.video_vae import Tile
 from ltxgen.parallel.axes import Axis, Layout
 from ltxgen.parallel.cost import CostModel, Work, common_heads
 from ltxgen.parallel.guidance import Pass, predict_passes
-from ltxgen.parallel.sequence import ROLES, SequenceParallel, VelocityModel
+from ltxgen.parallel.sequence import ROLES, PassesModel, SequenceParallel
 from ltxgen.parallel.shape import Choice, MeshShape
 from ltxgen.parallel.tally import Communication
 from ltxgen.parallel.tiles import TileDeal, TileParallel
@@ -69,8 +69,7 @@ class ParallelPlan:
 
     def traffic(self, passes: Sequence[Pass], tokens: Pair[int], bytes_per_value: int) -> Traffic:
         """What a step of `passes` over one sample of `tokens` moves between ranks."""
-        perturbations = [each.perturbation for each in passes]
-        return step_traffic(self.stage_shape(len(passes)), self.config, perturbations, tokens, bytes_per_value)
+        return step_traffic(self.stage_shape(len(passes)), self.config, passes, tokens, bytes_per_value)
 
     def stage(self, num_passes: int, device_type: str) -> StageParallel:
         """The parallelism of a running stage of at most `num_passes` passes a step."""
@@ -104,16 +103,21 @@ class StageParallel:
     num_blocks: int
     sharded_weights: bool = False
 
-    def wrap(self, transformer: VelocityModel) -> VelocityModel:
+    def wrap(self, transformer: Transformer) -> PassesModel:
         """`transformer` run by all ranks of the sequence, whole in and whole out."""
         return self.sequence.wrap(transformer, self.layout)
 
     def predict_passes(
-        self, passes: Sequence[Pass], predict: Callable[[int, Pass], Pair[Tensor]], like: Pair[Tensor]
+        self,
+        passes: Sequence[Pass],
+        predict: Callable[[Sequence[Pass]], Sequence[Pair[Tensor]]],
+        like: Pair[Tensor],
     ) -> list[Pair[Tensor]]:
-        """The result of `predict(number, pass)` for every pass, in order; `like` has a result's shapes and dtypes."""
+        """The result of every pass, in order; `predict` is given those of this rank. `like` has a result's shapes and
+        dtypes."""
+        # Where weights are sharded the ranks gather them from each other, also from those that have no pass.
         return predict_passes(
-            passes, predict, like, self.layout.guidance, self.num_blocks, equally_many=self.sharded_weights
+            passes, predict, like, self.layout.guidance, self.num_blocks, all_predict=self.sharded_weights
         )
 
     @property

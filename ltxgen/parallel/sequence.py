@@ -12,14 +12,16 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ltxgen.diffusion.pair import Pair
-from ltxgen.models.transformer import AttentionByRole, AttentionFunction, ModalityInput, Perturbation
+from ltxgen.models.transformer import AttentionByRole, AttentionFunction, ModalityInput, TransformerPass, Velocities
+from ltxgen.models.transformer.memo import TensorMemo
 from ltxgen.parallel.axes import Layout
 from ltxgen.parallel.ring import gathered_query_attention, ring_attention
 from ltxgen.parallel.shape import Shards
@@ -29,15 +31,10 @@ ROLES = ("video_self", "audio_self", "video_from_audio", "audio_from_video")
 """The roles whose keys are spread over the ranks; text is not."""
 
 
-class VelocityModel(Protocol):
-    """The transformer's own signature."""
+class PassesModel(Protocol):
+    """The transformer's own method."""
 
-    def __call__(
-        self,
-        video: ModalityInput | None,
-        audio: ModalityInput | None,
-        perturbation: Perturbation | Sequence[Perturbation] = ...,
-    ) -> tuple[Tensor | None, Tensor | None]: ...
+    def forward_passes(self, passes: Sequence[TransformerPass]) -> list[Velocities]: ...
 
 
 @runtime_checkable
@@ -79,8 +76,8 @@ class SequenceParallel:
             audio_from_video=between_ranks(local.audio_from_video, keys="video", few_queries=True),
         )
 
-    def wrap(self, transformer: VelocityModel, layout: Layout) -> VelocityModel:
-        """`transformer`, called with whole inputs and returning whole velocities, run on this rank's shard of them.
+    def wrap(self, transformer: PassesModel, layout: Layout) -> PassesModel:
+        """`transformer`, given whole inputs and returning whole velocities, run on this rank's shard of them.
 
         All ranks of the sequence must call it with the same inputs. With one rank it is the transformer itself.
         """
@@ -89,33 +86,70 @@ class SequenceParallel:
 
 @dataclass(frozen=True, eq=False)
 class ShardedTransformer:
-    transformer: VelocityModel
+    transformer: PassesModel
     parallel: SequenceParallel
     layout: Layout
+    remembered: TensorMemo = field(default_factory=TensorMemo)
 
-    def __call__(
-        self,
-        video: ModalityInput | None,
-        audio: ModalityInput | None,
-        perturbation: Perturbation | Sequence[Perturbation] = Perturbation(),  # noqa: B008 - frozen
-    ) -> tuple[Tensor | None, Tensor | None]:
-        with self.sharded(video, audio) as local:
-            velocities = Pair(*self.transformer(local.video, local.audio, perturbation))
-        whole = velocities.map(functools.partial(gather_tokens, layout=self.layout), Pair(video, audio))
-        return whole.video, whole.audio
+    def forward_passes(self, passes: Sequence[TransformerPass]) -> list[Velocities]:
+        whole = Pair(passes[0].video, passes[0].audio)
+        with self.sharded(whole) as local:
+            results = self.transformer.forward_passes([_of_tokens(local, each) for each in passes])
+        gather = functools.partial(gather_tokens, layout=self.layout)
+        gathered = [Pair(*velocities).map(gather, whole) for velocities in results]
+        return [(each.video, each.audio) for each in gathered]
 
     @contextmanager
-    def sharded(self, video: ModalityInput | None, audio: ModalityInput | None) -> Iterator[Pair[ModalityInput]]:
+    def sharded(self, whole: Pair[ModalityInput]) -> Iterator[Pair[ModalityInput]]:
         """This rank's inputs; inside the block, attention works between the ranks."""
         assert self.parallel.running is None, "one transformer at a time"
-        inputs = Pair(video, audio)
         ring, ulysses = self.layout.ring.size, self.layout.ulysses.size
-        shards = inputs.map(lambda whole: Shards(whole.latents.shape[1], ring, ulysses))
+        shards = whole.map(lambda each: Shards(each.latents.shape[1], ring, ulysses))
         self.parallel.running = Running(self.layout, shards)
         try:
-            yield inputs.map(functools.partial(shard_tokens, layout=self.layout), shards)
+            yield whole.map(self.shard_tokens, shards)
         finally:
             self.parallel.running = None
+
+    def shard_tokens(self, whole: ModalityInput, shards: Shards) -> ModalityInput:
+        """This rank's piece of every per-token input, padded with zeros at the end of the sequence.
+
+        The rows of an attention mask are those of the whole ring block, since there Ulysses attends with all its
+        queries. What stays the same from step to step is cut once, so that whoever remembers it finds it again.
+        """
+        length = shards.piece_length
+        start = self.layout.shard * length
+
+        def cut(x: Tensor, dim: int, start: int = start, length: int = length, fill: float = 0.0) -> Tensor:
+            def piece() -> Tensor:
+                # With strides of its own, which compiled code is specific to.
+                return _piece(x, dim, start, length, fill).clone(memory_format=torch.contiguous_format)
+
+            return self.remembered(x, (start, length), piece)
+
+        index, mask = whole.timestep_index, whole.attention_mask
+        per_token = index is None and whole.timesteps.shape[1] > 1
+        if mask is not None:
+            # Padding sees everything: a query without keys would have no result to compute.
+            mask = cut(mask, 1, self.layout.ring.rank * shards.block_length, shards.block_length, fill=1.0)
+        return dataclasses.replace(
+            whole,
+            latents=_piece(whole.latents, 1, start, length),
+            timesteps=_piece(whole.timesteps, 1, start, length) if per_token else whole.timesteps,
+            timestep_index=None if index is None else cut(index, 1),
+            positions=cut(whole.positions, 2),
+            attention_mask=mask,
+        )
+
+
+def _of_tokens(tokens: Pair[ModalityInput], each: TransformerPass) -> TransformerPass:
+    """The pass `each` over other `tokens`."""
+
+    def with_text(own: ModalityInput, text: ModalityInput) -> ModalityInput:
+        return dataclasses.replace(own, context=text.context, context_mask=text.context_mask)
+
+    both = tokens.map(with_text, Pair(each.video, each.audio))
+    return TransformerPass(both.video, both.audio, each.perturbation)
 
 
 Modality = Literal["video", "audio"]
@@ -151,26 +185,6 @@ class ParallelAttention:
             return ring_attention(q, k, v, mask, ring, num_keys, self.local.with_lse)
 
         return ulysses_attention(q, k, v, running.layout.ulysses, over_blocks)
-
-
-def shard_tokens(whole: ModalityInput, shards: Shards, *, layout: Layout) -> ModalityInput:
-    """This rank's piece of every per-token input, padded with zeros at the end of the sequence.
-
-    The rows of an attention mask are those of the whole ring block, since there Ulysses attends with all its queries.
-    """
-    length, shared = shards.piece_length, whole.timesteps.shape[1] == 1
-    start = layout.shard * length
-    mask = whole.attention_mask
-    if mask is not None:
-        # Padding sees everything: a query without keys would have no result to compute.
-        mask = _piece(mask, 1, layout.ring.rank * shards.block_length, shards.block_length, fill=1.0)
-    return dataclasses.replace(
-        whole,
-        latents=_piece(whole.latents, 1, start, length),
-        timesteps=whole.timesteps if shared else _piece(whole.timesteps, 1, start, length),
-        positions=_piece(whole.positions, 2, start, length),
-        attention_mask=mask,
-    )
 
 
 def gather_tokens(piece: Tensor, whole: ModalityInput, *, layout: Layout) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import Perturbation, TransformerConfig
-from ltxgen.parallel.guidance import deal, relative_cost
+from ltxgen.parallel.guidance import GuidedPass, deal, forks_of
 from ltxgen.parallel.shape import MeshShape, Shards
 
 PARTIAL_BYTES = 4  # partial attention results travel in fp32
@@ -38,16 +38,16 @@ class Traffic:
 def step_traffic(
     shape: MeshShape,
     config: TransformerConfig,
-    passes: Sequence[Perturbation],
+    passes: Sequence[GuidedPass],
     tokens: Pair[int],
     bytes_per_value: int,
 ) -> Traffic:
     """A step of `passes` over one sample of `tokens`, both modalities enabled.
 
-    `tokens` is None for a modality that isn't there. x0 has the dtype of the model, `bytes_per_value` wide.
+    `tokens` is None for a modality that isn't there. x0 has the dtype of the model, `bytes_per_value` wide. Passes that
+    run as one batch, at small shapes, move a little more: what one of them leaves out.
     """
-    owners = deal([relative_cost(each, config.num_layers) for each in passes], shape.guidance)
-    of_pass = [pass_traffic(shape, config, each, tokens, bytes_per_value) for each in passes]
+    owners = deal(passes, shape.guidance, config.num_layers)
     x0 = bytes_per_value * sum(
         count * stream.in_channels
         for count, stream in ((tokens.video, config.video), (tokens.audio, config.audio))
@@ -55,7 +55,11 @@ def step_traffic(
     )
 
     def of_rank(rank: int) -> Traffic:
-        own = [each for each, owner in zip(of_pass, owners, strict=True) if owner == rank]
+        mine = [each for each, owner in zip(passes, owners, strict=True) if owner == rank]
+        own = [
+            pass_traffic(shape, config, each.perturbation, tokens, bytes_per_value, fork.block)
+            for each, fork in zip(mine, forks_of(mine, config.num_layers), strict=True)
+        ]
         return Traffic(
             sum(each.ulysses for each in own),
             sum(each.ring for each in own),
@@ -67,11 +71,16 @@ def step_traffic(
 
 
 def pass_traffic(
-    shape: MeshShape, config: TransformerConfig, perturbation: Perturbation, tokens: Pair[int], bytes_per_value: int
+    shape: MeshShape,
+    config: TransformerConfig,
+    perturbation: Perturbation,
+    tokens: Pair[int],
+    bytes_per_value: int,
+    first_block: int,
 ) -> Traffic:
-    """One pass of the transformer."""
+    """One pass of the transformer from `first_block` on."""
     shards = tokens.map(lambda count: Shards(count, shape.ring, shape.ulysses))
-    video, audio, blocks = shards.video, shards.audio, config.num_layers
+    video, audio, blocks = shards.video, shards.audio, config.num_layers - first_block
     exchange = _Exchange(shape, bytes_per_value)
     ulysses = ring = gather = 0
 
@@ -81,11 +90,11 @@ def pass_traffic(
         ring += times * (exchange.queries(queries, width, heads) if few_queries else exchange.keys(keys, width))
 
     if video is not None:
-        skipped = len(perturbation.skip_video_self_attention)
+        skipped = sum(block >= first_block for block in perturbation.skip_video_self_attention)
         add(blocks - skipped, video, video, config.video.width, config.video.num_heads)
         gather += exchange.whole(video, config.video.out_channels)
     if audio is not None:
-        skipped = len(perturbation.skip_audio_self_attention)
+        skipped = sum(block >= first_block for block in perturbation.skip_audio_self_attention)
         add(blocks - skipped, audio, audio, config.audio.width, config.audio.num_heads)
         gather += exchange.whole(audio, config.audio.out_channels)
     if video is not None and audio is not None and not perturbation.isolate_modalities:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.artifacts.components import TOKENIZER, BuildOptions, artifact_of
 from ltxgen.artifacts.load import load_component, tensor_reader
 from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.tokenizer import load_tokenizer
+from ltxgen.models.transformer import Transformer
+from ltxgen.runtime.environment import use_compile_cache
 from ltxgen.runtime.memory import free_memory
 from ltxgen.stage.protocol import PartRequest
 
@@ -28,7 +31,8 @@ def lora_artifact(name: str) -> str:
 class ArtifactParts:
     """Loads components straight to `device`, as far as `placement` has them there.
 
-    LoRAs are fused into the live weights and read back out of the file.
+    LoRAs are fused into the live weights and read back out of the file. With `compiling`, a function for notes, the
+    transformer's blocks run compiled.
     """
 
     def __init__(
@@ -37,7 +41,9 @@ class ArtifactParts:
         options: BuildOptions,
         device: torch.device,
         placement: Placement = WHOLE,
+        compiling: Callable[[str], None] | None = None,
     ) -> None:
+        self._compiling = compiling
         self._artifacts = artifacts
         self._options = options
         self._device = device
@@ -51,6 +57,12 @@ class ArtifactParts:
         module = load_component(
             request.name, artifact, self._device, request.dtype, self._options, placement=self._placement
         )
+        if request.name == "transformer" and self._compiling is not None:
+            from ltxgen.models.transformer.compilation import compile_blocks  # seconds to import
+
+            use_compile_cache(cache_folder() / "inductor")
+            assert isinstance(module, Transformer)
+            compile_blocks(module, self._compiling)
         # Most runs fuse LoRAs once and never take them out: no copy of the weights is kept, the file still has them.
         reload = functools.partial(tensor_reader, request.name, artifact, request.dtype, self._options)
         self._fused[request.name] = FusedLoras(module, keep_original=None, reload=reload, placement=self._placement)

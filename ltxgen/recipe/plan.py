@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +36,19 @@ from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.parallel.weights import BLOCKS, sharded_size
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
-from ltxgen.runtime.environment import resolve_device, resolve_dtype
+from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
 from ltxgen.stage.denoise import NOISE
 from ltxgen.stage.protocol import Setting, Stage
+
+# Of `runtime.batch_passes`: up to how many video tokens; None is the transformer's own rule.
+BATCHED_TOKENS = {"auto": None, "always": sys.maxsize, "never": 0}
 
 
 @dataclass(frozen=True)
 class Plan:
     """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
-    the backend of each role and why not another, `weights` what of them each rank holds where they are sharded.
+    the backend of each role and why not another, `weights` what of them each rank holds where they are sharded,
+    `compiles` whether the transformer's blocks run compiled.
 
     `problems` keep it from running anywhere, `here` from running on this machine.
     """
@@ -62,6 +67,7 @@ class Plan:
     attention: Sequence[str]
     parallel: ParallelPlan | None
     weights: Sequence[str]
+    compiles: bool
     here: Sequence[Problem]
 
     def require(self) -> Plan:
@@ -79,6 +85,8 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     problems: list[Problem] = []
     device = _or_note(lambda: resolve_device(recipe.runtime.device, local_rank), torch.device("cpu"), problems)
     dtype = _or_note(lambda: resolve_dtype(recipe.runtime.dtype, device), torch.float32, problems)
+    notes: list[str] = []
+    compiles = _or_note(lambda: resolve_compile(recipe.runtime.compile, device, notes.append), False, problems)
     numerics = Numerics.named(recipe.runtime.numerics)
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = _built(recipe, setting)
@@ -102,7 +110,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     attention = _attention_plan(recipe, stages, work, model, parallel, device, dtype)
     problems += attention.problems
     roles = attention.functions if parallel is None else parallel.roles(attention.functions)
-    options = BuildOptions(numerics.cross_timestep, roles)
+    options = BuildOptions(numerics.cross_timestep, roles, batched_tokens=BATCHED_TOKENS[recipe.runtime.batch_passes])
     checked = check_artifacts(resolution.artifacts, component_names(stages), options)
     problems += checked.problems
 
@@ -123,10 +131,11 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
         specs,
         tried,
         tuple(dict.fromkeys(problems)),
-        checked.notes,
+        (*checked.notes, *notes),
         tuple(attention.lines()),
         parallel,
         tuple(_weight_lines(parallel, stages, resolution.artifacts, dtype)),
+        compiles,
         here,
     )
 

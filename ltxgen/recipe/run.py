@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,9 @@ def run_into(
             tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
     noise = NoiseSource(recipe.request.seed, device=plan.device, dtype=plan.dtype, draw_on=recipe.runtime.noise)
-    placement = plan.parallel.placement(plan.device.type) if plan.parallel else None
-    parts = ArtifactParts(plan.artifacts, plan.options, plan.device, placement or WHOLE)
-    executor = StageExecutor(parts, progress, functools.partial(MemoryMeter, plan.device), recipe.memory.keep)
+    executor = StageExecutor(
+        parts_of(plan, progress.note), progress, functools.partial(MemoryMeter, plan.device), recipe.memory.keep
+    )
     stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
     progress.plan(list(stages))
     with torch.inference_mode():
@@ -80,6 +80,13 @@ def run_into(
     if recipe.output.tensors:
         shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
     write_manifest(plan, executor.records, time.perf_counter() - started, folder / "manifest.json")
+
+
+def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
+    """The components of a run, as it would have them: placed on the ranks, compiled. `note` is told what that does."""
+    placement = plan.parallel.placement(plan.device.type) if plan.parallel else None
+    compiling = note if plan.compiles else None
+    return ArtifactParts(plan.artifacts, plan.options, plan.device, placement or WHOLE, compiling)
 
 
 def _writing_nothing(stage: Stage) -> Stage:

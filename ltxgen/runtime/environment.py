@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+import shutil
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -53,6 +58,33 @@ def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
         gpu = torch.cuda.get_device_name(device)
         raise _refused("runtime.dtype", name, f"the {gpu} has no bfloat16 arithmetic; use runtime.dtype=float32")
     return DTYPES[name]
+
+
+def resolve_compile(name: str, device: torch.device, note: Callable[[str], None]) -> bool:
+    """Whether the transformer's blocks run compiled: `blocks`, `none`, or `auto`, which is `blocks` on a GPU.
+
+    `note` is told where `auto` would and can't. Raises Refusal (`runtime.compile`) for `blocks` without a compiler.
+    """
+    if name == "none" or (name == "auto" and device.type == "cpu"):
+        return False
+    lacking = _lacking_compiler(device)
+    if lacking and name == "auto":
+        note(f"compile blocks -> none: {lacking}")
+    elif lacking:
+        raise _refused("runtime.compile", name, f"{lacking}; use runtime.compile=none")
+    return not lacking
+
+
+def _lacking_compiler(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        return None if find_spec("triton") else "Triton, which compiles for GPUs, is not installed (pip install triton)"
+    found = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)
+    return None if found else "there is no C++ compiler (g++ or clang++)"
+
+
+def use_compile_cache(folder: Path) -> None:
+    """Keep what is compiled in `folder`, for later processes, unless the user has chosen another (torch's variable)."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def set_threads(num_threads: int | None) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -15,13 +16,13 @@ from ltxgen.config.errors import MISSING, Problem
 from ltxgen.config.schema import Check, Kind, PositiveFraction
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
-from ltxgen.diffusion.latents import LatentState, apply_noise, to_denoised
+from ltxgen.diffusion.latents import LatentState, NoiseLevels, apply_noise, to_denoised
 from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.diffusion.pair import Pair
 from ltxgen.diffusion.positions import audio_positions, video_positions
 from ltxgen.diffusion.sigmas import MIN_STEPS, ltx_sigmas, sigmas_problem
 from ltxgen.guidance.protocol import Guidance, Pass
-from ltxgen.models.transformer import ModalityInput, Transformer, TransformerConfig
+from ltxgen.models.transformer import ModalityInput, Transformer, TransformerConfig, TransformerPass, Velocities
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import StageParallel
 from ltxgen.registry import register
@@ -218,6 +219,7 @@ class Denoiser:
         context: RunContext,
     ) -> None:
         self.name = stage.name
+        self.device = stage.setting.device
         self.guidance = stage.guidance
         self.parallel = parallel
         self.transformer = parallel.wrap(transformer)
@@ -225,16 +227,13 @@ class Denoiser:
         self.context = context
         self.previous: Pair[Tensor] | None = None
         self.calls = 0
-        # Tokens that share one timestep are modulated by one row.
-        self.uniform = states.map(lambda state: bool((state.denoise_mask == 1).all()))
+        self.levels = states.map(lambda state: NoiseLevels.of(state.denoise_mask))
 
     def __call__(self, states: Pair[LatentState], sigma: float, step: int) -> Pair[Tensor]:
         passes = self.guidance.passes(step)
-        results = self.parallel.predict_passes(
-            passes,
-            lambda number, each: self._predict(each, states, sigma, f"pass {number + 1}/{len(passes)} ({each.name})"),
-            like=states.map(lambda state: state.latents),
-        )
+        self.context.progress.note(", ".join(each.name for each in passes))
+        like = states.map(lambda state: state.latents)
+        results = self.parallel.predict_passes(passes, partial(self._predict, states, sigma), like)
         if self.calls == 0:
             for number, x0 in enumerate(results):
                 self._record(f"call000.forward{number}", x0)
@@ -245,26 +244,32 @@ class Denoiser:
         self.context.progress.advance()
         return guided
 
-    def _predict(self, each: Pass, states: Pair[LatentState], sigma: float, note: str) -> Pair[Tensor]:
-        self.context.progress.note(note)
-        prompt: Context | None = getattr(self.contexts, each.context)
-        assert prompt is not None, "infer refuses a guidance whose contexts are not encoded"
-        texts = Pair(prompt.video, prompt.audio)
-        timesteps = self.uniform.map(lambda uniform, state: self._timesteps(uniform, state, sigma), states)
+    def _predict(self, states: Pair[LatentState], sigma: float, passes: Sequence[Pass]) -> list[Pair[Tensor]]:
+        """The clean latents that each of `passes` predicts."""
+        level = torch.full((1,), sigma, dtype=torch.float32, device=self.device)
+        timesteps = self.levels.map(lambda levels: levels.timesteps(sigma))
 
-        def modality(state: LatentState, text: Tensor, times: Tensor, enabled: bool) -> ModalityInput:
-            level = torch.full((1,), sigma, dtype=torch.float32, device=state.latents.device)
-            return ModalityInput(state.latents, times, level, state.positions, text, enabled=enabled)
+        def modality(
+            state: LatentState, levels: NoiseLevels, times: Tensor, text: Tensor, enabled: bool
+        ) -> ModalityInput:
+            return ModalityInput(
+                state.latents, times, level, state.positions, text, timestep_index=levels.index, enabled=enabled
+            )
 
-        inputs = states.map(modality, texts, timesteps, each.enabled)
-        velocities = Pair(*self.transformer(inputs.video, inputs.audio, each.perturbation))
-        # A modality that sits out has no velocity; guidance doesn't ask for its result.
-        return velocities.map(
-            lambda velocity, state, times: to_denoised(state.latents, velocity, times), states, timesteps
-        )
+        def inputs(each: Pass) -> TransformerPass:
+            prompt: Context | None = getattr(self.contexts, each.context)
+            assert prompt is not None, "infer refuses a guidance whose contexts are not encoded"
+            texts = Pair(prompt.video, prompt.audio)
+            both = states.map(modality, self.levels, timesteps, texts, each.enabled)
+            return TransformerPass(both.video, both.audio, each.perturbation)
 
-    def _timesteps(self, uniform: bool, state: LatentState, sigma: float) -> Tensor:
-        return state.timesteps(sigma)[:, :1] if uniform else state.timesteps(sigma)
+        def denoised(velocities: Velocities) -> Pair[Tensor]:
+            # A modality that sits out has no velocity; guidance doesn't ask for its result.
+            return Pair(*velocities).map(
+                lambda velocity, state: to_denoised(state.latents, velocity, state.timesteps(sigma)), states
+            )
+
+        return list(map(denoised, self.transformer.forward_passes(list(map(inputs, passes)))))
 
     def _record(self, name: str, values: Pair[Tensor]) -> None:
         for modality in ("video", "audio"):

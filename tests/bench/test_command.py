@@ -51,16 +51,15 @@ def test_floors_and_peers_stand_beside_ours(measured):
     assert entry(data, "vocoder 64x64x9")["floor_ms"] > 0
     assert "relative L2" in result.out
     assert "attention (sdpa)" in result.out
-    # A guided step is four passes of the same forward.
-    assert 2 < entry(data, "guided 32x32x9")["ms"] / entry(data, "forward 32x32x9")["ms"] < 8
+    guided, forward = (entry(data, name)["details"] for name in ("guided 32x32x9", "forward 32x32x9"))
+    assert (guided["passes"], forward["passes"]) == (4, 1)
 
 
 def test_a_whole_run_says_where_its_time_went(measured):
     folder, result, data = measured
     run = entry(data, "run 64x64x9")["details"]
     assert list(run["stages"]) == ["prompt", "base", "upsample", "refine", "decode_video", "decode_audio", "write"]
-    # The stages of the other cases were handed out; here they took their steps.
-    assert run["stages"]["base"]["seconds"] > 4 * entry(data, "forward 32x32x9")["ms"] / 1000
+    assert all(stage["seconds"] > 0 for stage in run["stages"].values())
     parts = run["computing_seconds"] + run["loading_seconds"] + run["rest_seconds"]
     assert parts == pytest.approx(entry(data, "run 64x64x9")["ms"] / 1000)
     assert "beside them" in result.out

@@ -16,6 +16,7 @@ from ltxgen.diffusion import (
     to_denoised,
     to_velocity,
 )
+from ltxgen.diffusion.latents import NoiseLevels
 
 BFLOAT16_HALF_ULP = 2.0**-8
 
@@ -131,3 +132,18 @@ def test_numerics_by_name():
     assert Numerics.named("launch") is LAUNCH
     with pytest.raises(ValueError, match="current, launch"):
         Numerics.named("latest")
+
+
+def test_noise_levels_are_the_distinct_values_of_the_mask():
+    mask = torch.tensor([[1.0, 0.0, 1.0, 0.25], [0.0, 1.0, 1.0, 1.0]])[..., None]
+    state = LatentState.from_tokens(torch.zeros(2, 4, 3), torch.zeros(2, 1, 4, 2)).with_(denoise_mask=mask)
+    levels = NoiseLevels.of(mask)
+    assert levels.values.shape == (2, 3)
+    assert torch.equal(levels.timesteps(0.6).gather(1, levels.index), state.timesteps(0.6))
+
+
+@pytest.mark.parametrize("value", [1.0, 0.5])
+def test_a_mask_of_one_value_is_one_noise_level(value: float):
+    levels = NoiseLevels.of(torch.full((2, 4, 1), value))
+    assert levels.index is None
+    assert torch.equal(levels.timesteps(0.5), torch.full((2, 1), value / 2))

@@ -74,7 +74,8 @@ def test_guidance_over_four_ranks_is_the_dearest_pass():
     one, four = (COST.step(TWO_STAGE["base"], shape) for shape in (MeshShape(), MeshShape(guidance=4)))
     assert one.exchange == 0
     assert four.arithmetic == pytest.approx(COST.forward_seconds(Pair(6144, 126)))
-    assert 3.4 < one.seconds / four.seconds < 4
+    # Alone, the perturbed pass starts from the text pass's block 28; on ranks of their own each runs whole.
+    assert one.arithmetic / four.arithmetic == pytest.approx(2 + 14 / 16 + (20 - 1 / 8) / 48)
 
 
 def test_a_slow_network_makes_ulysses_dear_and_the_ring_not():

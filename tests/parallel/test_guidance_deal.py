@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import dataclass
 
 import pytest
 
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import Perturbation, TransformerConfig
-from ltxgen.parallel.guidance import deal, relative_cost
+from ltxgen.parallel.guidance import deal, forks_of, relative_cost
 from ltxgen.parallel.shape import MeshShape
 from ltxgen.parallel.traffic import Traffic, step_traffic
 
 STG = Perturbation(frozenset({28}), frozenset({28}))
 ISOLATED = Perturbation(isolate_modalities=True)
-ALL = (Perturbation(), Perturbation(), STG, ISOLATED)
+PLAIN, BOTH = Perturbation(), Pair(True, True)
+
+
+@dataclass(frozen=True)
+class OnePass:
+    context: int
+    perturbation: Perturbation = PLAIN
+    enabled: Pair[bool] = BOTH
+
+
+ALL = (OnePass(0), OnePass(1), OnePass(0, STG), OnePass(0, ISOLATED))
 LTX23 = {
     "num_layers": 48,
     "cross_attention_adaln": True,
@@ -24,26 +34,25 @@ LTX23 = {
 
 @pytest.mark.parametrize(
     ("num_passes", "num_ranks", "owners"),
-    [(4, 1, (0, 0, 0, 0)), (4, 2, (0, 1, 0, 1)), (4, 3, (0, 1, 2, 2)), (4, 4, (0, 1, 2, 3)), (1, 4, (0,)), (0, 4, ())],
+    [(4, 1, (0, 0, 0, 0)), (4, 2, (0, 1, 0, 1)), (4, 3, (0, 1, 0, 2)), (4, 4, (0, 1, 2, 3)), (1, 4, (0,)), (0, 4, ())],
 )
 def test_deal(num_passes: int, num_ranks: int, owners: tuple[int, ...]):
-    costs = [relative_cost(each, num_blocks=48) for each in ALL[:num_passes]]
-    assert deal(costs, num_ranks) == owners
+    assert deal(ALL[:num_passes], num_ranks, num_blocks=48) == owners
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3, 4])
-def test_no_deal_is_shorter(num_ranks: int):
-    costs = [relative_cost(each, num_blocks=48) for each in ALL]
+def test_stg_starts_from_the_text_pass_where_it_parts_from_it():
+    assert forks_of(ALL, 48) == [(0, 0), (1, 0), (0, 28), (3, 0)]
+    assert forks_of(ALL[2:], 48) == [(0, 0), (1, 0)]  # without the text pass it runs whole
+    assert relative_cost(STG, 48, first_block=28) == pytest.approx((20 - 1 / 8) / 48)
 
-    def longest(owners: tuple[int, ...]) -> float:
-        return max(sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == r) for r in range(num_ranks))
 
-    best = min(map(longest, itertools.product(range(num_ranks), repeat=len(costs))))
-    assert longest(deal(costs, num_ranks)) == pytest.approx(best, abs=0.01)
+def test_a_pass_that_costs_little_beside_another_goes_there():
+    late = (OnePass(0), OnePass(0, Perturbation(frozenset({46}))), OnePass(1))
+    assert deal(late, 2, num_blocks=48) == (0, 0, 1)
 
 
 def test_perturbed_passes_cost_less():
-    plain, _, stg, isolated = (relative_cost(each, num_blocks=48) for each in ALL)
+    plain, _, stg, isolated = (relative_cost(each.perturbation, num_blocks=48) for each in ALL)
     assert plain == 1 > stg > isolated
 
 
@@ -52,7 +61,7 @@ def test_traffic_of_the_full_model():
     config = TransformerConfig.from_metadata({"transformer": LTX23})
     tokens = Pair(6144, 126)
 
-    def of(shape: MeshShape, *passes: Perturbation) -> Traffic:
+    def of(shape: MeshShape, *passes: OnePass) -> Traffic:
         return step_traffic(shape, config, passes, tokens, bytes_per_value=2)
 
     assert of(MeshShape(), *ALL) == Traffic()
@@ -61,12 +70,12 @@ def test_traffic_of_the_full_model():
 
     # Half of 3072 video and 63 audio tokens' queries, keys, values and results, 48 blocks.
     halves = (3072 * 4 * 4096 + 63 * 4 * 2048 + 2 * (3072 + 63) * 2 * 2048) * 2 // 2
-    assert of(MeshShape(ulysses=2), Perturbation()) == Traffic(ulysses=48 * halves, gather=x0 // 2)
+    assert of(MeshShape(ulysses=2), OnePass(0)) == Traffic(ulysses=48 * halves, gather=x0 // 2)
 
     # Keys and values of the other half, for audio's attention to video queries and fp32 results with 32 log-sum-exps.
     moved = (3072 * 2 * 4096 + 2 * 63 * 2 * 2048) * 2 + 63 * (2048 * 2 + (2048 + 32) * 4)
-    assert of(MeshShape(ring=2), Perturbation()) == Traffic(ring=48 * moved, gather=x0 // 2)
+    assert of(MeshShape(ring=2), OnePass(0)) == Traffic(ring=48 * moved, gather=x0 // 2)
 
-    isolated = of(MeshShape(ulysses=2), ISOLATED)
+    isolated = of(MeshShape(ulysses=2), OnePass(0, ISOLATED))
     assert isolated.ulysses == 48 * (3072 * 4 * 4096 + 63 * 4 * 2048)
     assert of(MeshShape(guidance=2, ulysses=2), *ALL).guidance == 2 * x0

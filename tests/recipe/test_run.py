@@ -164,7 +164,13 @@ def test_the_manifest(stored_run, tiny_set):
     manifest = json.loads((stored_run() / "manifest.json").read_text())
     assert manifest["recipe"] == "ltx23_two_stage"
     assert {"ltxgen", "python", "torch", "transformers", "av", "device"} <= set(manifest["versions"])
-    assert manifest["runtime"] == {"device": "cpu", "dtype": "float32", "numerics": "current", "noise": "cpu"}
+    assert manifest["runtime"] == {
+        "device": "cpu",
+        "dtype": "float32",
+        "numerics": "current",
+        "noise": "cpu",
+        "compile": "none",
+    }
     request = manifest["request"]
     assert (request["seed"], request["height"], request["width"], request["num_frames"]) == (10, 64, 64, 9)
     assert request["fps"] == "24"

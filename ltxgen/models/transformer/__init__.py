@@ -4,15 +4,18 @@ from ltxgen.models.transformer.attention import Attention, AttentionByRole, Atte
 from ltxgen.models.transformer.block import TransformerBlock
 from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
 from ltxgen.models.transformer.inputs import BlockInputs, Hidden, ModalityInput, StreamInputs
-from ltxgen.models.transformer.model import Transformer
+from ltxgen.models.transformer.model import Transformer, Velocities
+from ltxgen.models.transformer.passes import BATCHED_TOKENS, Fork, TransformerPass, forks
 from ltxgen.models.transformer.perturbation import BlockPerturbation, Perturbation
 
 __all__ = [
+    "BATCHED_TOKENS",
     "Attention",
     "AttentionByRole",
     "AttentionFunction",
     "BlockInputs",
     "BlockPerturbation",
+    "Fork",
     "Hidden",
     "ModalityInput",
     "Perturbation",
@@ -21,5 +24,8 @@ __all__ = [
     "Transformer",
     "TransformerBlock",
     "TransformerConfig",
+    "TransformerPass",
+    "Velocities",
+    "forks",
     "sdpa",
 ]

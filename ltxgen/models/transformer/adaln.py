@@ -1,9 +1,10 @@
 """Timestep embedding and adaptive modulation.
 
-B batch, T tokens (1 where all tokens of a sample share a timestep), K rows, C width
+B batch, T tokens, L timesteps, K rows, C width
 """
 
 import math
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,30 @@ def modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return normed * (1 + scale) + shift
 
 
-def modulation_rows(table: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-    """A block's learned `table` (K, C) plus the timestep's `rows` (B, T, K, C), as K tensors (B, T, C).
+class Modulation(NamedTuple):
+    """What timesteps make of the modulated layers.
 
-    Tables are stored in fp32 and added in the activation dtype.
+    rows      (B, L, K, C): K rows for each of L timesteps
+    of_token  (B, T): whose of the L are each token's; None where each has its own (L = T) or all share one (L = 1)
     """
-    return (table.to(rows.dtype) + rows).unbind(dim=2)
+
+    rows: Tensor
+    of_token: Tensor | None = None
+
+    def part(self, rows: slice) -> Self:
+        return self._replace(rows=self.rows[:, :, rows])
+
+
+def modulation_rows(table: Tensor, modulation: Modulation) -> tuple[Tensor, ...]:
+    """A block's learned `table` (K, C) plus the timesteps' rows, as K tensors (B, T or 1, C).
+
+    Tables are stored in fp32 and added in the activation dtype, before rows go to tokens: there are more of those.
+    """
+    rows = (table.to(modulation.rows.dtype) + modulation.rows).unbind(dim=2)
+    if modulation.of_token is None:
+        return rows
+    index = modulation.of_token[..., None]
+    return tuple(torch.take_along_dim(row, index, dim=1) for row in rows)
 
 
 class TimestepEmbedder(nn.Module):
@@ -53,6 +72,6 @@ class AdaLayerNormSingle(nn.Module):
         self.linear = nn.Linear(width, num_rows * width)
 
     def forward(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) scaled timesteps to rows (B, T, K, C) and the embedded timestep (B, T, C) the output head uses."""
+        """(B, L) scaled timesteps to rows (B, L, K, C) and the embedded timestep (B, L, C) the output head uses."""
         embedded = self.emb["timestep_embedder"](timesteps)
         return self.linear(F.silu(embedded)).unflatten(-1, (self.num_rows, -1)), embedded

@@ -5,6 +5,7 @@ B batch, Tq query tokens, Tk key tokens, H heads, D head dim, C width
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,13 @@ class AttentionByRole:
     audio_text: AttentionFunction = sdpa
     video_from_audio: AttentionFunction = sdpa
     audio_from_video: AttentionFunction = sdpa
+
+
+class KeysValues(NamedTuple):
+    """What an attention reads of its context: normed and rotated keys, and values, each (B, H, Tk, D)."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class Attention(nn.Module):
@@ -74,35 +82,45 @@ class Attention(nn.Module):
 
         Samples not in `keep` get their values in place of the attention result, which needs Tq = Tk.
         """
-        v = self._heads(self.to_v(context))
         if keep is False:
-            out = v
-        else:
-            out = self._attend(x, context, v, rotary, context_rotary, mask)
-            if isinstance(keep, Tensor):
-                out = torch.where(keep[..., None], out, v)
+            return self._output(x, self._values(context))
+        return self.attend_to(x, self.keys_values(context, context_rotary), rotary=rotary, mask=mask, keep=keep)
+
+    def keys_values(self, context: Tensor, rotary: RotaryTable | None = None) -> KeysValues:
+        return KeysValues(self._rotated(self.k_norm(self.to_k(context)), rotary), self._values(context))
+
+    def attend_to(
+        self,
+        x: Tensor,
+        context: KeysValues,
+        *,
+        rotary: RotaryTable | None = None,
+        mask: Tensor | None = None,
+        keep: Keep = True,
+    ) -> Tensor:
+        """As `forward`, with the context's keys and values computed before. `keep` is not False."""
+        q = self._rotated(self.q_norm(self.to_q(x)), rotary)
+        out = self.attend(q, context.keys, context.values, mask)
+        if isinstance(keep, Tensor):
+            out = torch.where(keep[..., None], out, context.values)
+        return self._output(x, out)
+
+    def _values(self, context: Tensor) -> Tensor:
+        return self._heads(self.to_v(context)).transpose(1, 2)
+
+    def _rotated(self, normed: Tensor, rotary: RotaryTable | None) -> Tensor:
+        """(B, T, H·D), whose norm spans all heads, to (B, H, T, D)."""
+        heads = self._heads(normed)
+        if rotary is not None:
+            heads = rotate(heads, rotary, self.rope_type)
+        return heads.transpose(1, 2)
+
+    def _output(self, x: Tensor, out: Tensor) -> Tensor:
         out = out.transpose(1, 2)  # (B, Tq, H, D)
         if self.to_gate_logits is not None:
             # Twice the sigmoid: a logit of zero is neutral.
             out = out * (2 * self.to_gate_logits(x).sigmoid())[..., None]
         return self.to_out[0](out.flatten(2))
 
-    def _attend(
-        self,
-        x: Tensor,
-        context: Tensor,
-        v: Tensor,
-        rotary: RotaryTable | None,
-        context_rotary: RotaryTable | None,
-        mask: Tensor | None,
-    ) -> Tensor:
-        q = self._heads(self.q_norm(self.to_q(x)))  # the norm spans all heads
-        k = self._heads(self.k_norm(self.to_k(context)))
-        if rotary is not None:
-            q = rotate(q, rotary, self.rope_type)
-        if context_rotary is not None:
-            k = rotate(k, context_rotary, self.rope_type)
-        return self.attend(q, k, v, mask)
-
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.num_heads, -1))  # (B, T, H, D), the order in memory

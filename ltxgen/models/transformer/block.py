@@ -3,14 +3,17 @@
 B batch, T tokens, C width of a stream
 """
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltxgen.models.transformer.adaln import modulate, modulation_rows
-from ltxgen.models.transformer.attention import Attention, AttentionByRole, AttentionFunction
+from ltxgen.models.transformer.attention import Attention, AttentionByRole, AttentionFunction, KeysValues
 from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
-from ltxgen.models.transformer.inputs import BlockInputs, Hidden, StreamInputs
+from ltxgen.models.transformer.inputs import BlockInputs, Hidden, StreamInputs, TextInputs, Texts
 from ltxgen.models.transformer.perturbation import BlockPerturbation, Keep
 
 # Rows of `scale_shift_table`: shift, scale, gate each.
@@ -40,6 +43,33 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
+class TextKeys(NamedTuple):
+    """One modality's text as a block attends to it."""
+
+    keys_values: KeysValues
+    bias: Tensor | None
+
+
+class BlockTexts(NamedTuple):
+    video: TextKeys | None
+    audio: TextKeys | None
+
+
+class Batch(NamedTuple):
+    """One pass; or several passes of one sample each as a batch. `texts` has an entry a pass."""
+
+    hidden: Hidden
+    texts: tuple[Texts, ...]
+    perturbation: BlockPerturbation
+
+
+class BlockFunctions(NamedTuple):
+    """`TransformerBlock.advance` and `project_texts`, or compiled forms of them."""
+
+    advance: Callable[..., Hidden]
+    project_texts: Callable[..., BlockTexts]
+
+
 class TransformerBlock(nn.Module):
     """Self and text attention in each stream, attention between the streams, feed-forward in each stream."""
 
@@ -49,6 +79,8 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: TransformerConfig, attention: AttentionByRole):
         super().__init__()
         self.norm_eps = config.norm_eps
+        self.modulates_text = config.cross_attention_adaln
+        self.functions = BlockFunctions(TransformerBlock.advance, TransformerBlock.project_texts)
         video, audio = config.video, config.audio
 
         def attend(query_dim: int, context_dim: int, heads: StreamConfig, function: AttentionFunction) -> Attention:
@@ -80,21 +112,44 @@ class TransformerBlock(nn.Module):
         self.audio_scale_shift_table = table(config.num_modulation_rows, audio.width)
         self.scale_shift_table_a2v_ca_video = table(5, video.width)
         self.scale_shift_table_a2v_ca_audio = table(5, audio.width)
-        modulates_context = config.cross_attention_adaln
-        self.prompt_scale_shift_table = table(2, video.context_dim) if modulates_context else None
-        self.audio_prompt_scale_shift_table = table(2, audio.context_dim) if modulates_context else None
+        self.prompt_scale_shift_table = table(2, video.context_dim) if self.modulates_text else None
+        self.audio_prompt_scale_shift_table = table(2, audio.context_dim) if self.modulates_text else None
 
-    def forward(self, hidden: Hidden, inputs: BlockInputs, perturbation: BlockPerturbation) -> Hidden:
+    def forward(self, batches: Sequence[Batch], inputs: BlockInputs) -> list[Hidden]:
+        """The hidden states of every batch after this block.
+
+        One call does a whole step: weights that have to come from elsewhere come once for all its passes, and a text
+        that several of them read (the same object) is projected once.
+        """
+        distinct = {id(text): text for batch in batches for text in batch.texts}
+        advance, project_texts = self.functions
+        projected = {key: project_texts(self, text) for key, text in distinct.items()}
+        return [
+            advance(self, hidden, inputs, joined([projected[id(text)] for text in texts]), perturbation)
+            for hidden, texts, perturbation in batches
+        ]
+
+    def project_texts(self, texts: Texts) -> BlockTexts:
+        video, audio = texts
+        return BlockTexts(
+            None if video is None else self._project_text(video, self.attn2, self.prompt_scale_shift_table),
+            None if audio is None else self._project_text(audio, self.audio_attn2, self.audio_prompt_scale_shift_table),
+        )
+
+    def advance(
+        self, hidden: Hidden, inputs: BlockInputs, texts: BlockTexts, perturbation: BlockPerturbation
+    ) -> Hidden:
+        """One batch through the block."""
         video, audio = hidden
         video_stream, audio_stream = inputs
         if video is not None and video_stream is not None and video_stream.enabled:
             table = self.scale_shift_table
             video = self._attend_self(video, video_stream, self.attn1, table, perturbation.video_self)
-            video = self._attend_text(video, video_stream, self.attn2, table, self.prompt_scale_shift_table)
+            video = self._attend_text(video, video_stream, self.attn2, table, texts.video)
         if audio is not None and audio_stream is not None and audio_stream.enabled:
             table = self.audio_scale_shift_table
             audio = self._attend_self(audio, audio_stream, self.audio_attn1, table, perturbation.audio_self)
-            audio = self._attend_text(audio, audio_stream, self.audio_attn2, table, self.audio_prompt_scale_shift_table)
+            audio = self._attend_text(audio, audio_stream, self.audio_attn2, table, texts.audio)
         if video is not None and audio is not None and perturbation.across is not False:
             assert video_stream is not None
             assert audio_stream is not None
@@ -109,25 +164,30 @@ class TransformerBlock(nn.Module):
         return F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
 
     def _attend_self(self, x: Tensor, stream: StreamInputs, attention: Attention, table: Tensor, keep: Keep) -> Tensor:
-        shift, scale, gate = modulation_rows(table[SELF_ROWS], stream.modulation[:, :, SELF_ROWS])
+        shift, scale, gate = modulation_rows(table[SELF_ROWS], stream.modulation.part(SELF_ROWS))
         normed = modulate(self._norm(x), shift, scale)
         update = attention(
             normed, normed, rotary=stream.rotary, context_rotary=stream.rotary, mask=stream.self_bias, keep=keep
         )
         return x + gate * update
 
+    def _project_text(self, text: TextInputs, attention: Attention, table: Tensor | None) -> TextKeys:
+        context = text.context
+        if table is not None:
+            rows = table.to(context.dtype) if text.modulation is None else modulation_rows(table, text.modulation)
+            shift, scale = rows
+            context = modulate(context, shift, scale)
+        return TextKeys(attention.keys_values(context), text.bias)
+
     def _attend_text(
-        self, x: Tensor, stream: StreamInputs, attention: Attention, table: Tensor, prompt_table: Tensor | None
+        self, x: Tensor, stream: StreamInputs, attention: Attention, table: Tensor, text: TextKeys | None
     ) -> Tensor:
-        if prompt_table is None:
-            return x + attention(self._norm(x), stream.context, mask=stream.context_bias)
-        shift, scale, gate = modulation_rows(table[TEXT_ROWS], stream.modulation[:, :, TEXT_ROWS])
-        if stream.prompt_modulation is None:
-            context_shift, context_scale = prompt_table.to(x.dtype)
-        else:
-            context_shift, context_scale = modulation_rows(prompt_table, stream.prompt_modulation)
-        context = modulate(stream.context, context_shift, context_scale)
-        return x + gate * attention(modulate(self._norm(x), shift, scale), context, mask=stream.context_bias)
+        assert text is not None
+        normed = self._norm(x)
+        if not self.modulates_text:
+            return x + attention.attend_to(normed, text.keys_values, mask=text.bias)
+        shift, scale, gate = modulation_rows(table[TEXT_ROWS], stream.modulation.part(TEXT_ROWS))
+        return x + gate * attention.attend_to(modulate(normed, shift, scale), text.keys_values, mask=text.bias)
 
     def _attend_across(
         self, video: Tensor, audio: Tensor, video_stream: StreamInputs, audio_stream: StreamInputs, keep: Keep
@@ -162,8 +222,24 @@ class TransformerBlock(nn.Module):
         return video, audio
 
     def _feed_forward(self, x: Tensor, stream: StreamInputs, feed_forward: FeedForward, table: Tensor) -> Tensor:
-        shift, scale, gate = modulation_rows(table[FEED_FORWARD_ROWS], stream.modulation[:, :, FEED_FORWARD_ROWS])
+        shift, scale, gate = modulation_rows(table[FEED_FORWARD_ROWS], stream.modulation.part(FEED_FORWARD_ROWS))
         return x + gate * feed_forward(modulate(self._norm(x), shift, scale))
+
+
+def joined(texts: Sequence[BlockTexts]) -> BlockTexts:
+    """The texts of passes as one batch; the very object if there is one."""
+    if len(texts) == 1:
+        return texts[0]
+
+    def stream(each: Sequence[TextKeys | None]) -> TextKeys | None:
+        keys = [text for text in each if text is not None]
+        if not keys:
+            return None
+        biases = [text.bias for text in keys if text.bias is not None]
+        keys_values = KeysValues(*(torch.cat(tensors) for tensors in zip(*(t.keys_values for t in keys), strict=True)))
+        return TextKeys(keys_values, torch.cat(biases) if biases else None)
+
+    return BlockTexts(stream([text.video for text in texts]), stream([text.audio for text in texts]))
 
 
 def _add_where(keep: Keep, x: Tensor, update: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What goes into the transformer, and what all its blocks share.
 
-B batch, T tokens, S text tokens, N axes, K rows, C width, H heads
+B batch, T tokens, L timesteps, S text tokens, N axes, K rows, C width, H heads
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ltxgen.models.transformer.adaln import Modulation
 from ltxgen.models.transformer.rope import RotaryTable
 
 
@@ -17,7 +18,8 @@ class ModalityInput:
     """One modality's tokens and what conditions them.
 
     latents         (B, T, channels)
-    timesteps       (B, T), or (B, 1) where all tokens share one: denoise mask times sigma, in [0, 1]
+    timesteps       (B, L): denoise mask times sigma, in [0, 1]; L is T, or 1 where all tokens share one
+    timestep_index  (B, T) int64: which of L timesteps is each token's, where many tokens share a few
     sigma           (B,) noise level of the modality, in [0, 1], whatever the mask
     positions       (B, N, T, 2) bounds [start, end): seconds, then pixels for video's height and width
     context         (B, S, text width)
@@ -31,6 +33,7 @@ class ModalityInput:
     sigma: Tensor
     positions: Tensor
     context: Tensor
+    timestep_index: Tensor | None = None
     context_mask: Tensor | None = None
     attention_mask: Tensor | None = None
     enabled: bool = True
@@ -40,29 +43,25 @@ class ModalityInput:
 class CrossInputs:
     """What a modality brings to audio-video attention: as queries for its own update, as keys for the other's."""
 
-    modulation: Tensor  # (B, T or 1, 4, C)
-    gate: Tensor  # (B, 1, 1, C)
+    modulation: Modulation  # 4 rows
+    gate: Modulation  # 1 row, for all tokens
     rotary: RotaryTable
 
 
 @dataclass(frozen=True, eq=False)
 class StreamInputs:
-    """What every block reads of one modality, computed once per pass.
+    """What every block reads of one modality beside its text, computed once a step.
 
-    context            (B, S, C') as attended to, before a block's own modulation of it
-    modulation         (B, T or 1, 6 or 9, C)
-    prompt_modulation  (B, 1, 2, C'), None where contexts are not modulated by the timestep
-    embedded_timestep  (B, T or 1, C), for the output head
+    self_bias          (B, 1, T, T) to add to the logits of self attention
+    modulation         6 or 9 rows
+    embedded_timestep  1 row, for the output head
     cross              None where the other modality is absent
     """
 
     enabled: bool
-    context: Tensor
-    context_bias: Tensor | None
     self_bias: Tensor | None
-    modulation: Tensor
-    prompt_modulation: Tensor | None
-    embedded_timestep: Tensor
+    modulation: Modulation
+    embedded_timestep: Modulation
     rotary: RotaryTable
     cross: CrossInputs | None
 
@@ -72,6 +71,27 @@ class BlockInputs(NamedTuple):
 
     video: StreamInputs | None
     audio: StreamInputs | None
+
+
+@dataclass(frozen=True, eq=False)
+class TextInputs:
+    """What every block reads of one modality's text, computed once a step and context.
+
+    context     (B, S, C') as attended to, before a block's own modulation of it
+    bias        (B, 1, 1, S) to add to the logits
+    modulation  2 rows for all tokens, None where contexts are not modulated by the timestep
+    """
+
+    context: Tensor
+    bias: Tensor | None
+    modulation: Modulation | None
+
+
+class Texts(NamedTuple):
+    """Both modalities' text. None for a modality that is absent or not enabled."""
+
+    video: TextInputs | None
+    audio: TextInputs | None
 
 
 class Hidden(NamedTuple):

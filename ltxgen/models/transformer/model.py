@@ -1,18 +1,19 @@
 """The LTX-2 / LTX-2.3 audio-video transformer.
 
-B batch, T tokens (1 in modulation where all tokens share a timestep), S text tokens, C width of a stream
+B batch, T tokens, L timesteps, S text tokens, C width of a stream
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltxgen.models.transformer.adaln import AdaLayerNormSingle, modulate, modulation_rows
+from ltxgen.models.transformer.adaln import AdaLayerNormSingle, Modulation, modulate, modulation_rows
 from ltxgen.models.transformer.attention import AttentionByRole
-from ltxgen.models.transformer.block import TransformerBlock
+from ltxgen.models.transformer.block import Batch, TransformerBlock
 from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
 from ltxgen.models.transformer.inputs import (
     BlockInputs,
@@ -20,13 +21,27 @@ from ltxgen.models.transformer.inputs import (
     Hidden,
     ModalityInput,
     StreamInputs,
+    TextInputs,
+    Texts,
     context_bias,
     self_attention_bias,
+)
+from ltxgen.models.transformer.memo import TensorMemo
+from ltxgen.models.transformer.passes import (
+    BATCHED_TOKENS,
+    TransformerPass,
+    can_join,
+    forks,
+    join,
+    split,
+    started,
 )
 from ltxgen.models.transformer.perturbation import Perturbation, per_block
 from ltxgen.models.transformer.rope import RotaryTable, rotary_table
 
 CrossTimestep = Literal["own", "other"]
+Velocities = tuple[Tensor | None, Tensor | None]
+"""Of video and audio, (B, T, channels); None for a modality that is absent or not enabled."""
 
 
 class CaptionProjection(nn.Module):
@@ -60,6 +75,7 @@ class Transformer(nn.Module):
 
     `cross_timestep` chooses what modulates audio-video attention: each token's own timestep ("own", ltx-core 1.2) or
     the other modality's sigma ("other", ltx-core 1.0). They agree where nothing is masked and both sigmas are equal.
+    `batched_tokens`: the passes of a step run as one batch if they have no more video tokens than this.
     """
 
     def __init__(
@@ -68,12 +84,15 @@ class Transformer(nn.Module):
         *,
         cross_timestep: CrossTimestep = "own",
         attention: AttentionByRole | None = None,
+        batched_tokens: int = BATCHED_TOKENS,
     ):
         super().__init__()
         if cross_timestep not in ("own", "other"):
             raise ValueError(f"cross_timestep = {cross_timestep!r}: must be 'own' or 'other'")
         self.config = config
         self.cross_timestep: CrossTimestep = cross_timestep
+        self.batched_tokens = batched_tokens
+        self._remembered = TensorMemo()
         video, audio, num_rows = config.video, config.audio, config.num_modulation_rows
 
         self.patchify_proj = nn.Linear(video.in_channels, video.width)
@@ -105,17 +124,30 @@ class Transformer(nn.Module):
         video: ModalityInput | None,
         audio: ModalityInput | None,
         perturbation: Perturbation | Sequence[Perturbation] = Perturbation(),  # noqa: B008 - frozen
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Velocities (B, T, channels) of video and audio; None for a modality that is absent or not enabled.
+    ) -> Velocities:
+        """One pass. `perturbation` holds for the whole batch, or a sequence of B for one sample each."""
+        (velocities,) = self.forward_passes([TransformerPass(video, audio, perturbation)])
+        return velocities
 
-        `perturbation` holds for the whole batch, or a sequence of B for one sample each.
+    def forward_passes(self, passes: Sequence[TransformerPass]) -> list[Velocities]:
+        """The velocities of all passes of a step, which start from the same tokens.
+
+        Each equals its own `forward`. Together they cost less: passes with the same contexts (the same tensors) are one
+        until their perturbations part, and every block projects each context once.
         """
-        hidden, inputs = self.embed(video, audio)
-        hidden = self.run_blocks(hidden, inputs, perturbation)
-        return self.head(hidden, inputs)
+        assert all(each.has_tokens_of(passes[0]) for each in passes), "passes of one step start from the same tokens"
+        self._check_perturbations(passes)
+        hidden, inputs = self.embed(passes[0].video, passes[0].audio)
+        distinct = {each.context_key: each for each in passes}
+        texts = {key: self.embed_texts(each.video, each.audio) for key, each in distinct.items()}
+        after = self.run_blocks(
+            hidden, inputs, [texts[each.context_key] for each in passes], [each.samples for each in passes]
+        )
+        velocities = {id(each): self.head(each, inputs) for each in after}
+        return [velocities[id(each)] for each in after]
 
     def embed(self, video: ModalityInput | None, audio: ModalityInput | None) -> tuple[Hidden, BlockInputs]:
-        """Tokens at stream width, and all that the blocks and the head need to know beside them."""
+        """Tokens at stream width, and all that the blocks and the head need to know beside them and their text."""
         hidden = Hidden(
             None if video is None else self.patchify_proj(video.latents.to(self.dtype)),
             None if audio is None else self.audio_patchify_proj(audio.latents.to(self.dtype)),
@@ -126,24 +158,58 @@ class Transformer(nn.Module):
         )
         return hidden, inputs
 
+    def embed_texts(self, video: ModalityInput | None, audio: ModalityInput | None) -> Texts:
+        """What the blocks attend to as text."""
+        return Texts(
+            None if video is None or not video.enabled else self._text_inputs(self._video, video),
+            None if audio is None or not audio.enabled else self._text_inputs(self._audio, audio),
+        )
+
     def run_blocks(
         self,
-        hidden: Hidden,
+        embedded: Hidden,
         inputs: BlockInputs,
-        perturbation: Perturbation | Sequence[Perturbation] = Perturbation(),  # noqa: B008 - frozen
-        blocks: range | None = None,
-    ) -> Hidden:
-        """Hidden states after `blocks` (default: all of them), given those before the first of them.
+        texts: Sequence[Texts],
+        perturbations: Sequence[Sequence[Perturbation]],
+    ) -> list[Hidden]:
+        """Each pass's hidden states after all blocks, given its texts and its perturbation, single or one a sample.
 
-        Raises ValueError if the perturbation names a block that the model does not have.
+        Block by block, and in a block pass by pass or all passes at once. A pass runs from where it parts from another.
         """
-        self._check_perturbation(perturbation)
-        blocks = range(self.config.num_layers) if blocks is None else blocks
-        for index, kept in zip(blocks, per_block(perturbation, blocks, self._device), strict=True):
-            hidden = self.transformer_blocks[index](hidden, inputs, kept)
-        return hidden
+        num_blocks = self.config.num_layers
+        parting = forks([(id(text), each) for text, each in zip(texts, perturbations, strict=True)], num_blocks)
+        batched = can_join(embedded, texts, self.batched_tokens)
+        hidden = [embedded] * len(texts)
+        for start, stop in pairwise(sorted({0, num_blocks, *(fork.block for fork in parting)})):
+            hidden = started(hidden, parting, start)
+            running = [number for number, fork in enumerate(parting) if fork.block <= start]
+            groups = [running] if batched else [[number] for number in running]
+            states = self._run_groups(groups, range(start, stop), hidden, inputs, texts, perturbations)
+            for group, state in zip(groups, states, strict=True):
+                for number, own in zip(group, split(state, len(group)), strict=True):
+                    hidden[number] = own
+        return started(hidden, parting, num_blocks)
 
-    def head(self, hidden: Hidden, inputs: BlockInputs) -> tuple[Tensor | None, Tensor | None]:
+    def _run_groups(
+        self,
+        groups: Sequence[Sequence[int]],
+        blocks: range,
+        hidden: Sequence[Hidden],
+        inputs: BlockInputs,
+        texts: Sequence[Texts],
+        perturbations: Sequence[Sequence[Perturbation]],
+    ) -> list[Hidden]:
+        """`blocks` for groups of passes, each group a batch; the passes are numbered as in the other arguments."""
+        states = [join([hidden[number] for number in group]) for group in groups]
+        their_texts = [tuple(texts[number] for number in group) for group in groups]
+        samples = [[one for number in group for one in perturbations[number]] for group in groups]
+        kept = [per_block(each, blocks, self._device) for each in samples]
+        for index, *here in zip(blocks, *kept, strict=True):
+            batches = [Batch(*each) for each in zip(states, their_texts, here, strict=True)]
+            states = self.transformer_blocks[index](batches, inputs)
+        return states
+
+    def head(self, hidden: Hidden, inputs: BlockInputs) -> Velocities:
         """Hidden states after the last block to velocities."""
         return (
             self._velocity(self._video, hidden.video, inputs.video),
@@ -188,58 +254,65 @@ class Transformer(nn.Module):
         )
 
     def _stream_inputs(self, modules: StreamModules, own: ModalityInput, other: ModalityInput | None) -> StreamInputs:
-        num_tokens = own.latents.shape[1]
-        assert own.timesteps.shape[1] in (1, num_tokens), f"{own.timesteps.shape[1]} timesteps, {num_tokens} tokens"
-        scale = self.config.timestep_scale
-        modulation, embedded_timestep = modules.adaln(own.timesteps * scale)
-        prompt_modulation = None
-        if modules.prompt_adaln is not None:
-            prompt_modulation, _ = modules.prompt_adaln(own.sigma[:, None] * scale)
-        context = own.context.to(self.dtype)
-        if modules.caption_projection is not None:
-            context = modules.caption_projection(context)
+        num_tokens, num_timesteps = own.latents.shape[1], own.timesteps.shape[1]
+        per_token = own.timestep_index is not None or num_timesteps in (1, num_tokens)
+        assert per_token, f"{num_timesteps} timesteps, {num_tokens} tokens and no timestep_index"
+        rows, embedded = modules.adaln(own.timesteps * self.config.timestep_scale)
+        mask, dtype = own.attention_mask, self.dtype
         return StreamInputs(
             enabled=own.enabled,
-            context=context,
-            context_bias=context_bias(own.context_mask, self.dtype),
-            self_bias=self_attention_bias(own.attention_mask, self.dtype),
-            modulation=modulation,
-            prompt_modulation=prompt_modulation,
-            embedded_timestep=embedded_timestep,
+            self_bias=None if mask is None else self._remembered(mask, dtype, lambda: self_attention_bias(mask, dtype)),
+            modulation=Modulation(rows, own.timestep_index),
+            embedded_timestep=Modulation(embedded[:, :, None], own.timestep_index),
             rotary=self._rotary(own.positions, modules.config, modules.config.max_pos),
             cross=None if other is None else self._cross_inputs(modules, own, other),
         )
 
+    def _text_inputs(self, modules: StreamModules, own: ModalityInput) -> TextInputs:
+        modulation = None
+        if modules.prompt_adaln is not None:
+            rows, _ = modules.prompt_adaln(own.sigma[:, None] * self.config.timestep_scale)
+            modulation = Modulation(rows)
+        context = own.context.to(self.dtype)
+        if modules.caption_projection is not None:
+            context = modules.caption_projection(context)
+        return TextInputs(context, context_bias(own.context_mask, self.dtype), modulation)
+
     def _cross_inputs(self, modules: StreamModules, own: ModalityInput, other: ModalityInput) -> CrossInputs:
         # The gate follows the noise of what is attended to, in both official versions.
         other_sigma = other.sigma[:, None]
-        timesteps = own.timesteps if self.cross_timestep == "own" else other_sigma
-        modulation, _ = modules.cross_adaln(timesteps * self.config.timestep_scale)
+        follows_own = self.cross_timestep == "own"
+        rows, _ = modules.cross_adaln((own.timesteps if follows_own else other_sigma) * self.config.timestep_scale)
         gate, _ = modules.cross_gate_adaln(other_sigma * self.config.gate_timestep_scale)
         # Audio and video share time alone, and the heads of audio-video attention are the audio stream's.
-        rotary = self._rotary(own.positions[:, :1], self.config.audio, (self.config.cross_max_pos,))
-        return CrossInputs(modulation, gate, rotary)
+        rotary = self._rotary(own.positions, self.config.audio, (self.config.cross_max_pos,))
+        return CrossInputs(Modulation(rows, own.timestep_index if follows_own else None), Modulation(gate), rotary)
 
     def _rotary(self, positions: Tensor, heads: StreamConfig, max_pos: tuple[float, ...]) -> RotaryTable:
-        return rotary_table(
-            positions,
-            max_pos,
-            width=heads.width,
-            num_heads=heads.num_heads,
-            theta=self.config.rope_theta,
-            double_precision=self.config.rope_double_precision,
-            dtype=self.dtype,
-        )
+        """Of as many first axes of `positions` as `max_pos` has; computed once for the same positions."""
+
+        def table() -> RotaryTable:
+            return rotary_table(
+                positions[:, : len(max_pos)],
+                max_pos,
+                width=heads.width,
+                num_heads=heads.num_heads,
+                theta=self.config.rope_theta,
+                double_precision=self.config.rope_double_precision,
+                dtype=self.dtype,
+            )
+
+        return self._remembered(positions, (heads, max_pos, self.dtype), table)
 
     def _velocity(self, modules: StreamModules, x: Tensor | None, stream: StreamInputs | None) -> Tensor | None:
         if x is None or stream is None or not stream.enabled:
             return None
-        shift, scale = modulation_rows(modules.head_table, stream.embedded_timestep[:, :, None])
+        shift, scale = modulation_rows(modules.head_table, stream.embedded_timestep)
         normed = F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
         return modules.head_projection(modulate(normed, shift, scale))
 
-    def _check_perturbation(self, perturbation: Perturbation | Sequence[Perturbation]) -> None:
-        samples = (perturbation,) if isinstance(perturbation, Perturbation) else perturbation
+    def _check_perturbations(self, passes: Sequence[TransformerPass]) -> None:
+        samples = [one for each in passes for one in each.samples]
         named = {i for one in samples for i in one.skip_video_self_attention | one.skip_audio_self_attention}
         unknown = sorted(named - set(range(self.config.num_layers)))
         if unknown:

@@ -3,6 +3,7 @@
 B batch
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,12 +27,13 @@ class Perturbation:
     skip_audio_self_attention: frozenset[int] = frozenset()
     isolate_modalities: bool = False
 
-    @property
-    def first_block(self) -> int | None:
-        """The first block whose result differs from an unperturbed pass, None if there is none."""
-        if self.isolate_modalities:
+    def agrees_until(self, other: "Perturbation", num_blocks: int) -> int:
+        """The first block that leaves out something else than in `other`; `num_blocks` if there is none."""
+        if self.isolate_modalities != other.isolate_modalities:
             return 0
-        return min(self.skip_video_self_attention | self.skip_audio_self_attention, default=None)
+        video = self.skip_video_self_attention ^ other.skip_video_self_attention
+        audio = self.skip_audio_self_attention ^ other.skip_audio_self_attention
+        return min(video | audio, default=num_blocks)
 
 
 class BlockPerturbation(NamedTuple):
@@ -42,11 +44,8 @@ class BlockPerturbation(NamedTuple):
     across: Keep = True
 
 
-def per_block(
-    perturbation: Perturbation | Sequence[Perturbation], blocks: range, device: torch.device
-) -> list[BlockPerturbation]:
-    """Spell a perturbation, of the whole batch or one a sample, out for `blocks`."""
-    samples = (perturbation,) if isinstance(perturbation, Perturbation) else tuple(perturbation)
+def per_block(samples: Sequence[Perturbation], blocks: range, device: torch.device) -> list[BlockPerturbation]:
+    """Spell the perturbation of each sample, or a single one for all, out for `blocks`."""
     across = _keep([sample.isolate_modalities for sample in samples], device)
     return [
         BlockPerturbation(
@@ -61,4 +60,11 @@ def per_block(
 def _keep(skipped: list[bool], device: torch.device) -> Keep:
     if len(set(skipped)) == 1:
         return not skipped[0]
-    return ~torch.tensor(skipped, device=device)[:, None, None]
+    return _keep_tensor(tuple(skipped), device)
+
+
+@functools.cache
+def _keep_tensor(skipped: tuple[bool, ...], device: torch.device) -> Tensor:
+    # Made once: copying it to a GPU waits for that. Outside of inference mode, so that any later use may have it.
+    with torch.inference_mode(False):
+        return ~torch.tensor(skipped, device=device)[:, None, None]

@@ -13,7 +13,7 @@ RopeType = Literal["split", "interleaved"]
 
 
 class RotaryTable(NamedTuple):
-    """Cosines and sines, each (B, H, T, D/2): every head has its own slice of the frequency range."""
+    """Cosines and sines, each (B, T, H, D/2): every head has its own slice of the frequency range."""
 
     cos: Tensor
     sin: Tensor
@@ -56,12 +56,12 @@ def rotary_table(
     angles = angles.flatten(-2)
     # An angle of zero is the pad: cos 1, sin 0.
     angles = torch.nn.functional.pad(angles, (width // 2 - angles.shape[-1], 0))
-    angles = angles.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, H, T, D/2)
+    angles = angles.unflatten(-1, (num_heads, -1))  # (B, T, H, D/2)
     return RotaryTable(angles.cos().to(dtype), angles.sin().to(dtype))
 
 
 def rotate(x: Tensor, table: RotaryTable, rope_type: RopeType) -> Tensor:
-    """Rotate x (B, H, T, D): pairs (i, i + D/2) for "split", (2i, 2i + 1) for "interleaved"."""
+    """Rotate x (B, T, H, D): pairs (i, i + D/2) for "split", (2i, 2i + 1) for "interleaved"."""
     cos, sin = table
     if rope_type == "split":
         first, second = x.chunk(2, dim=-1)

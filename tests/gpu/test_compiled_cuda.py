@@ -1,0 +1,52 @@
+"""Compiled blocks on a GPU: bf16 against float64, and one compilation a structure. Needs one CUDA device."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent.parent / "models"))
+from test_transformer import LTX23, build
+from test_transformer_passes import ALONE, TOGETHER, modalities, passes, relative_l2
+
+from ltxgen.models.transformer import ModalityInput, Transformer
+from ltxgen.models.transformer.compilation import compile_blocks
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def on_gpu(modality: ModalityInput) -> ModalityInput:
+    """With latents and contexts that bf16 holds exactly."""
+    moved = {f.name: x.cuda() for f in fields(modality) if isinstance(x := getattr(modality, f.name), torch.Tensor)}
+    return replace(modality, **moved | {name: moved[name].bfloat16().float() for name in ("latents", "context")})
+
+
+def in_bf16() -> Transformer:
+    model = build(LTX23)
+    state = model.state_dict()
+    rounded = {key: x if "scale_shift_table" in key else x.bfloat16() for key, x in state.items()}
+    model.load_state_dict(rounded, assign=True)
+    return model.cuda()
+
+
+@pytest.mark.parametrize("batched_tokens", [ALONE, TOGETHER])
+@torch.inference_mode()
+def test_compiled_bf16_is_no_further_from_float64_than_the_plain_path(batched_tokens: int):
+    notes: list[str] = []
+    plain, quick, exact = in_bf16(), in_bf16(), build(LTX23).double().cuda()
+    exact.load_state_dict({key: x.double() for key, x in plain.state_dict().items()})
+    compile_blocks(quick, notes.append)
+    quick.batched_tokens = batched_tokens
+    errors = {"plain": 0.0, "quick": 0.0}
+    for kind in ("uniform", "levels"):
+        step = passes(*map(on_gpu, modalities(kind, 1)), "guided")
+        wanted = exact.forward_passes(step)
+        for name, model in (("plain", plain), ("quick", quick)):
+            for found, right in zip(model.forward_passes(step), wanted, strict=True):
+                errors[name] += sum(relative_l2(x.double(), y) for x, y in zip(found, right, strict=True))
+    assert 1e-2 < errors["quick"] <= errors["plain"]
+    assert notes
