@@ -15,8 +15,8 @@ from ltxgen.models.video_vae.tiled import Decoder
 
 Kernels = Literal["plain", "fused", "auto"]
 
-# Measured on an H200 at 1536x1024x121 (21.4 GB). The plain layers hold copies that cuDNN reorders; the fused decoder
-# what a convolution reads and writes, and the trunk of the residual blocks.
+# Measured at 1536x1024x121 on an H200 (21.4 GB): the plain layers need copies that cuDNN reorders beside their own.
+# Counted: the fused decoder has what a convolution reads, what it writes, and the trunk of the residual blocks.
 _COPIES = {"plain": 7.05, "fused": 3.1}
 
 
