@@ -144,6 +144,7 @@ PLANS = [
         "artifacts.text_encoder.path=nowhere": "artifacts.text_encoder.path = nowhere: does not exist",
         "stages.decode_video.tiling.spatial_tile_px=100": "spatial_tile_px = 100: must be a multiple of 32",
         "stages.decode_video.tiling.temporal_tile_frames=33": "temporal_tile_frames = 33: must be",
+        "stages.decode_video.kernels=fused": "kernels = fused: need an NVIDIA GPU, and this is cpu; take auto or plain",
     },
     {
         "stages.base.sigmas=[1,0]": "stages.base.steps = 2: set either it or stages.base.sigmas, the other to null",

@@ -84,7 +84,7 @@ def parse_value(hint: Any, value: object, path: str, problems: list[Problem]) ->
     if origin is Annotated:
         return _parse_annotated(arguments[0], arguments[1:], value, path, problems)
     if origin in (typing.Union, types.UnionType):
-        return _parse_optional(arguments, value, path, problems)
+        return _parse_union(arguments, value, path, problems)
     if origin is Literal:
         return _parse_choice(arguments, value, path, problems)
     if origin in (tuple, list, Sequence):
@@ -121,10 +121,14 @@ def _parse_component(group: str, value: object, path: str, problems: list[Proble
     return parse(registry.config_of(group, str(kind)), fields, path, problems)
 
 
-def _parse_optional(arguments: tuple[Any, ...], value: object, path: str, problems: list[Problem]) -> Any:
+def _parse_union(arguments: tuple[Any, ...], value: object, path: str, problems: list[Problem]) -> Any:
+    """`X | None`, or words and a mapping: `Literal["auto"] | SomeConfig`, with or without None."""
     if value is None and type(None) in arguments:
         return None
-    (hint,) = (argument for argument in arguments if argument is not type(None))
+    hints = [argument for argument in arguments if argument is not type(None)]
+    if len(hints) > 1:
+        hints = [hint for hint in hints if dataclasses.is_dataclass(hint) == isinstance(value, Mapping)]
+    (hint,) = hints
     return parse_value(hint, value, path, problems)
 
 

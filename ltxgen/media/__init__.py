@@ -1,5 +1,6 @@
 """Video, sound and pictures as files: write, read back, compare."""
 
+from ltxgen.media.background import Background
 from ltxgen.media.compare import (
     AudioDifference,
     FrameDifference,
@@ -18,6 +19,7 @@ from ltxgen.media.read import Clip, read_video
 __all__ = [
     "AAC_SAMPLE_RATES",
     "AudioDifference",
+    "Background",
     "Clip",
     "ContactSheet",
     "FrameDifference",

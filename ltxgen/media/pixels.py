@@ -17,6 +17,7 @@ _LUMA = (2126, 7152, 722)
 _BLUE_DIFFERENCE = (-1146, -3854, 5000)
 _RED_DIFFERENCE = (5000, -4542, -458)
 _UNIT = 255 * 10_000
+_FRAMES_AT_ONCE = 8  # fp32 copies are made of so many frames and not of the whole video
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,21 @@ def to_uint8(video: Tensor) -> Tensor:
     if video.ndim == 5:
         assert video.shape[0] == 1, "one video at a time"
         video = video[0]
-    finite = torch.isfinite(video).all(dim=0).flatten(1).all(dim=1)
+    C, F, H, W = video.shape
+    pixels = torch.empty(F, H, W, C, dtype=torch.uint8, device=video.device)
+    finite = torch.empty(F, dtype=torch.bool, device=video.device)
+    for start in range(0, F, _FRAMES_AT_ONCE):
+        span = slice(start, start + _FRAMES_AT_ONCE)
+        finite[span] = torch.isfinite(video[:, span]).transpose(0, 1).flatten(1).all(dim=1)
+        unit = video[:, span].to(torch.float32, copy=True).add_(1).div_(2).clamp_(0, 1)
+        pixels[span] = unit.mul_(255).permute(1, 2, 3, 0)  # truncated
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten().tolist()
         raise ValueError(
             f"the decoded video holds NaN or infinite values in {len(bad)} of {len(finite)} frames of this part "
             f"(first: {bad[0]}); nothing was written"
         )
-    unit = video.to(torch.float32).add(1).div_(2).clamp_(0, 1)
-    return unit.mul_(255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+    return pixels
 
 
 def rgb_to_yuv420(frame: Tensor) -> Tensor:

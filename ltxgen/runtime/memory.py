@@ -122,6 +122,15 @@ class _SampledPeak:
             self.read()
 
 
+def free_device_bytes(device: torch.device) -> int:
+    """What torch can still allocate on a GPU: free memory and its own unused cache, within the process's share."""
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    cached = torch.cuda.memory_reserved(device) - allocated
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return min(free + cached, int(share * total) - allocated)
+
+
 class _ProcessPeak:
     """The peak since the process started: all that is known without /proc."""
 

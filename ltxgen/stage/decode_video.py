@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ltxgen.config.errors import MISSING, Problem
 from ltxgen.media.pixels import to_uint8
-from ltxgen.models.video_vae import Tiling, VideoDecoder, blend_tiles, list_tiles, tile_decoder
+from ltxgen.models.video_vae import (
+    Decoder,
+    Kernels,
+    Tiling,
+    blend_tiles,
+    decoder_for,
+    fit_tiling,
+    list_tiles,
+    tile_decoder,
+    why_not_fused,
+)
 from ltxgen.parallel.tiles import TileParallel
 from ltxgen.registry import register
+from ltxgen.runtime.memory import free_device_bytes
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stream
 
+Join = Callable[[Iterator[Tensor]], Iterator[Tensor]]
+"""Of decoded tiles, to chunks of the video."""
+
 NUM_CHANNELS = 3  # red, green, blue
+# The rest is for what the model of memory leaves out: the sound's decoder, fragments.
+_SHARE_OF_FREE_MEMORY = 0.85
+# What `auto` means without a GPU: the sizes of the current official code.
+_ON_CPU = Tiling(spatial_tile_px=768, spatial_overlap_px=64, temporal_tile_frames=80, temporal_overlap_frames=24)
 
 
 @dataclass(frozen=True)
@@ -37,10 +55,14 @@ class TilingConfig:
 @register("stage", "decode_video")
 @dataclass(frozen=True)
 class DecodeVideoConfig:
-    """Which latent is decoded; `tiling: null` decodes in one piece."""
+    """Which latent is decoded; `tiling: null` decodes in one piece, `auto` in tiles that fit a GPU's memory.
+
+    `kernels`: `plain` layers, or `fused` ones for GPUs, or `auto`, which takes the fused ones where they run.
+    """
 
     video: str
-    tiling: TilingConfig | None = None
+    tiling: Literal["auto"] | TilingConfig | None = None
+    kernels: Kernels = "auto"
 
     def build(self, name: str, setting: Setting) -> DecodeVideo:
         return DecodeVideo(self, name, setting)
@@ -58,26 +80,33 @@ class DecodeVideo:
         self.name = name
         self.setting = setting
         self.size: Sequence[int] | None = None  # of the latent, which `infer` is told
+        self.tiling: Tiling | Literal["auto"] | None = "auto"  # until `infer`, or until the run where memory decides
         self.reads = (config.video,)
         self.writes = (f"{name}.frames",)
         self.parts = (PartRequest("video_decoder", setting.dtype),)
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         self.size = shapes.get(self.config.video)
+        where = f"stages.{self.name}"
+        problems = []
         try:
-            _ = self.tiling
+            self.tiling = self._planned_tiling()
         except ValueError as error:
-            return [Problem(f"stages.{self.name}.tiling", MISSING, line) for line in str(error).splitlines()]
-        return []
-
-    @property
-    def tiling(self) -> Tiling | None:
-        """Raises ValueError for sizes that don't fit the latent grid."""
-        return self.config.tiling.build() if self.config.tiling else None
+            problems = [Problem(f"{where}.tiling", MISSING, line) for line in str(error).splitlines()]
+        if self.tiling == "auto" and self.setting.parallel and self.setting.parallel.shape.num_ranks > 1:
+            what = "fits tiles to one GPU's free memory and not to several's; give the sizes of tiles, or null"
+            problems.append(Problem(f"{where}.tiling", "auto", what))
+        obstacle = why_not_fused(self.setting.device, self.setting.dtype)
+        if self.config.kernels == "fused" and obstacle is not None:
+            problems.append(Problem(f"{where}.kernels", "fused", f"{obstacle}; take auto or plain"))
+        return problems
 
     def describe(self) -> dict[str, Any]:
-        described: dict[str, Any] = {"tiling": vars(self.config.tiling) if self.config.tiling else None}
-        if self.size is None or self.setting.parallel is None:
+        described: dict[str, Any] = {
+            "tiling": vars(self.tiling) if isinstance(self.tiling, Tiling) else self.tiling,
+            "kernels": self._described_kernels(),
+        }
+        if self.size is None or self.setting.parallel is None or self.tiling == "auto":
             return described
         deal = self.setting.parallel.deal_tiles(list_tiles(self.size, self.tiling))
         described["tiles"] = deal.counts
@@ -88,12 +117,17 @@ class DecodeVideo:
     def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
         latents: Tensor = state[self.config.video]
         assert self.setting.parallel is not None, "a plan that can run knows its ranks"
+        decoder, cost = decoder_for(parts["video_decoder"], latents, self.config.kernels)
+        if self.tiling == "auto":
+            free = free_device_bytes(latents.device)
+            self.tiling = fit_tiling(cost, latents.shape[2:], int(_SHARE_OF_FREE_MEMORY * free))
         tiles = list_tiles(latents.shape[2:], self.tiling)
         parallel = self.setting.parallel.tiles(tiles, self.setting.device.type)
-        return {self.writes[0]: Stream(self._frames(parts["video_decoder"], latents, parallel, context))}
+        join = functools.partial(blend_tiles, size=latents.shape[2:], tiling=self.tiling)
+        return {self.writes[0]: Stream(self._frames(decoder, latents, parallel, join, context))}
 
     def _frames(
-        self, decoder: VideoDecoder, latents: Tensor, parallel: TileParallel, context: RunContext
+        self, decoder: Decoder, latents: Tensor, parallel: TileParallel, join: Join, context: RunContext
     ) -> Iterator[Tensor]:
         """On the first rank uint8 frames (f,H,W,3), chunk by chunk; on the others none."""
         exact: list[Tensor] = []
@@ -106,10 +140,28 @@ class DecodeVideo:
         chunks = parallel.stream(
             decode=tile_decoder(decoder, latents),
             empty=lambda tile: latents.new_empty((len(latents), NUM_CHANNELS, *tile.video_size)),
-            join=functools.partial(blend_tiles, size=latents.shape[2:], tiling=self.tiling),
+            join=join,
         )
         # Not a loop, whose variable would keep each chunk alive while the next one is made.
         yield from map(rounded, chunks)
         if exact:
             context.record(f"{self.name}.frames", torch.cat(exact))
         context.report("communication", parallel.communication)
+
+    def _planned_tiling(self) -> Tiling | Literal["auto"] | None:
+        """Known before the run unless it depends on a GPU's free memory."""
+        match self.config.tiling:
+            case "auto":
+                return "auto" if self.setting.device.type == "cuda" else _ON_CPU
+            case None:
+                return None
+            case tiling:
+                return tiling.build()
+
+    def _described_kernels(self) -> str:
+        obstacle = why_not_fused(self.setting.device, self.setting.dtype)
+        match self.config.kernels:
+            case "auto":
+                return "fused" if obstacle is None else f"plain (fused ones {obstacle})"
+            case kernels:
+                return kernels

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
 from ltxgen.config.errors import MISSING, Problem
 from ltxgen.config.schema import Check
+from ltxgen.media.background import Background
 from ltxgen.media.images import ContactSheet
 from ltxgen.media.mp4 import Mp4Settings, Mp4Writer, check_encoders
 from ltxgen.registry import register
@@ -66,13 +68,18 @@ class Write:
         context.progress.begin(self.request.num_frames, unit="frame")
         recorded = []
         with Mp4Writer(context.folder / "video.mp4", self.request.fps, settings) as writer:
-            for chunk in frames:
-                chunk = chunk.cpu()
+
+            def encode(chunk: Tensor) -> None:
                 writer.write_frames(chunk)
-                sheet.add_frames(chunk)
-                if context.records:
-                    recorded.append(chunk)
                 context.progress.advance(len(chunk))
+
+            # The next chunk is decoded while these two work on the last one.
+            with Background(encode) as encoder, Background(sheet.add_frames) as painter:
+                for chunk in frames:
+                    encoder(chunk)
+                    painter(chunk)
+                    if context.records:
+                        recorded.append(chunk.cpu())
             writer.write_audio(sound.waveform, sound.sample_rate)
         sheet.set_audio(sound.waveform, sound.sample_rate)
         sheet.save(context.folder / "contact_sheet.png")

@@ -1,15 +1,20 @@
 """The video VAE of LTX-2.3 and LTX-2: pixels to normalised latents and back, whole or in overlapping tiles."""
 
+from ltxgen.models.video_vae.budget import DecodeCost, fit_tiling
+from ltxgen.models.video_vae.choice import Kernels, decoder_for, why_not_fused
 from ltxgen.models.video_vae.config import Resample, ResStage, VideoVAEConfig
 from ltxgen.models.video_vae.decoder import VideoDecoder
 from ltxgen.models.video_vae.encoder import VideoEncoder
 from ltxgen.models.video_vae.statistics import PerChannelStatistics
-from ltxgen.models.video_vae.tiled import blend_tiles, decode_tiled, encode_tiled, tile_decoder
+from ltxgen.models.video_vae.tiled import Decoder, blend_tiles, decode_tiled, encode_tiled, tile_decoder
 from ltxgen.models.video_vae.tiling import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Span, Tile, Tiling, list_tiles
 
 __all__ = [
     "FRAMES_PER_LATENT",
     "PIXELS_PER_LATENT",
+    "DecodeCost",
+    "Decoder",
+    "Kernels",
     "PerChannelStatistics",
     "ResStage",
     "Resample",
@@ -21,7 +26,10 @@ __all__ = [
     "VideoVAEConfig",
     "blend_tiles",
     "decode_tiled",
+    "decoder_for",
     "encode_tiled",
+    "fit_tiling",
     "list_tiles",
     "tile_decoder",
+    "why_not_fused",
 ]

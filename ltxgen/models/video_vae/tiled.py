@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ltxgen.models.video_vae.config import VideoVAEConfig
-from ltxgen.models.video_vae.decoder import VideoDecoder
 from ltxgen.models.video_vae.encoder import VideoEncoder
 from ltxgen.models.video_vae.tiling import (
     FRAMES_PER_LATENT,
@@ -31,8 +31,16 @@ PlacedWeights = tuple[slice, Tensor]
 """Where a tile lies on one axis of the video, and its weights there."""
 
 
+class Decoder(Protocol):
+    """A `VideoDecoder`, or what stands in for one."""
+
+    config: VideoVAEConfig
+
+    def __call__(self, latents: Tensor) -> Tensor: ...
+
+
 def decode_tiled(
-    decoder: VideoDecoder, latents: Tensor, tiling: Tiling | None, *, on_tile: OnTile | None = None
+    decoder: Decoder, latents: Tensor, tiling: Tiling | None, *, on_tile: OnTile | None = None
 ) -> Iterator[Tensor]:
     """Decode normalised latents (B, 128, F', H', W') to video (B, 3, f, H, W), chunk by chunk along time.
 
@@ -44,7 +52,7 @@ def decode_tiled(
     return blend_tiles(decoded, size, tiling, on_tile=on_tile)
 
 
-def tile_decoder(decoder: VideoDecoder, latents: Tensor) -> Callable[[Tile], Tensor]:
+def tile_decoder(decoder: Decoder, latents: Tensor) -> Callable[[Tile], Tensor]:
     """Decodes a tile of normalised latents (B, 128, F', H', W') to (B, 3, *tile.video_size)."""
     _check_compression(decoder.config)
     return lambda tile: decoder(latents[tile.latents])
