@@ -52,7 +52,7 @@ def levels_of(modality: ModalityInput) -> dict[str, Tensor]:
 def passes(video: ModalityInput, audio: ModalityInput | None, step: str) -> list[TransformerPass]:
     generator = torch.Generator().manual_seed(5)
     present = [x for x in (video, audio) if x is not None]
-    negative = {id(x): torch.randn(x.context.shape, generator=generator) for x in present}
+    negative = {id(x): torch.randn(x.context.shape, generator=generator).to(x.context) for x in present}
 
     def with_text(modality: ModalityInput | None, text: int) -> ModalityInput | None:
         return replace(modality, context=negative[id(modality)]) if text and modality is not None else modality
