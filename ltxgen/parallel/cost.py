@@ -21,13 +21,13 @@ from ltxgen.parallel.shape import MeshShape
 from ltxgen.parallel.traffic import step_traffic
 
 TEXT_TOKENS = 1024  # what the text encoder is padded to
-# Bytes that the memory-bound kernels of a block move for a video token, in parts of the token's own bytes; fitted to
-# forwards timed on one H200 (docs/parallel.md).
-BLOCK_PASSES = 60
+# Bytes that the memory-bound kernels of a block move for a token, in parts of the token's own bytes: of compiled
+# forwards profiled on one H200, 67 at 6144 tokens and 62 at 24576 (docs/parallel.md).
+BLOCK_PASSES = 64
 # What a block keeps at its widest, the feed-forward: its 4 C and what else is alive, in parts of a token's bytes.
 ACTIVATIONS = 14
-KERNELS_PER_BLOCK = 110
-LAUNCH_SECONDS = 4e-6
+BLOCK_LAUNCH_SECONDS = 2e-3  # what the host takes to launch a compiled block, below which no size is faster
+MERGE_PASSES = 8  # of a token's bytes, to merge a partial result of the ring in fp32
 COLLECTIVE_SECONDS = 20e-6  # start-up of one exchange; a block has eight with Ulysses
 COLLECTIVES_PER_BLOCK = 8
 USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator's gaps and the kernels' workspaces
@@ -91,7 +91,7 @@ class CostModel:
             + flops.attention / (self.hardware.attention_tflops * 1e12)
             + moved / (self.hardware.memory_gbps * 1e9)
         )
-        return max(busy, self.config.num_layers * KERNELS_PER_BLOCK * LAUNCH_SECONDS)
+        return max(busy, self.config.num_layers * BLOCK_LAUNCH_SECONDS)
 
     def memory_bytes(self, shape: MeshShape, sharded: bool = False) -> int:
         """What the transformer takes on each rank at its largest stage: weights and activations."""
@@ -124,6 +124,8 @@ class CostModel:
             + moved.gather / self._link(shape.num_shards)
             + moved.guidance / self._link(shape.num_ranks)
         )
+        merged = MERGE_PASSES * (shape.ring - 1) * self._token_bytes(tokens) / shape.num_shards
+        waited += num_own * blocks * merged / (self.hardware.memory_gbps * 1e9)
         if shape.num_shards > 1:
             waited += num_own * blocks * COLLECTIVES_PER_BLOCK * COLLECTIVE_SECONDS
         if sharded and shape.num_ranks > 1:  # once a step, for all passes

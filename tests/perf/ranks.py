@@ -54,9 +54,8 @@ def report(output: Path, alone: Path | None) -> None:
             for kind, each in stage.get("communication", {}).items()
         )
         peak = stage["peak_bytes"] / 2**30
-        print(
-            f"  {name:13} {stage['seconds']:7.2f} s, loading {stage['load_seconds']:5.1f} s, {peak:5.1f} GiB  {exchanges}"
-        )
+        took = f"{stage['seconds']:7.2f} s, loading {stage['load_seconds']:5.1f} s"
+        print(f"  {name:13} {took}, {peak:5.1f} GiB  {exchanges}")
     if alone is None:
         return
     mine, theirs = (load_file(each / "tensors.safetensors") for each in (output, alone))
