@@ -152,9 +152,15 @@ def _transformer_config(checkpoint: ResolvedArtifact | None) -> TransformerConfi
         return None
 
 
-def cost_model(recipe: Recipe, model: TransformerConfig, work: Mapping[str, Work], dtype: torch.dtype) -> CostModel:
-    """Predictions for this run on `recipe.hardware`."""
-    return CostModel(model, work, recipe.hardware, recipe.parallel.processes_per_machine, dtype.itemsize)
+def cost_model(
+    recipe: Recipe, model: TransformerConfig, work: Mapping[str, Work], device: torch.device, dtype: torch.dtype
+) -> CostModel:
+    """Predictions for this run on `recipe.hardware`, with the memory of this machine's GPU where that is less."""
+    hardware = recipe.hardware
+    if device.type == "cuda":
+        here = torch.cuda.get_device_properties(device).total_memory / 2**30
+        hardware = dataclasses.replace(hardware, memory_gib=min(hardware.memory_gib, here))
+    return CostModel(model, work, hardware, recipe.parallel.processes_per_machine, dtype.itemsize)
 
 
 def _parallel_plan(
