@@ -69,7 +69,7 @@ def resolve_compile(name: str, device: torch.device, note: Callable[[str], None]
     """
     if name == "none" or (name == "auto" and device.type == "cpu"):
         return False
-    lacking = _lacking_compiler(device)
+    lacking = lacking_compiler(device)
     if lacking and name == "auto":
         note(f"compile blocks -> none: {lacking}")
     elif lacking:
@@ -77,7 +77,7 @@ def resolve_compile(name: str, device: torch.device, note: Callable[[str], None]
     return not lacking
 
 
-def _lacking_compiler(device: torch.device) -> str | None:
+def lacking_compiler(device: torch.device) -> str | None:
     if device.type == "cuda":
         return None if find_spec("triton") else "Triton, which compiles for GPUs, is not installed (pip install triton)"
     found = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)

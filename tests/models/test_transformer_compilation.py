@@ -19,6 +19,7 @@ from ltxgen.attention.sdpa import Sdpa, SdpaKernel
 from ltxgen.models.transformer import AttentionByRole, ModalityInput, Transformer, sdpa
 from ltxgen.models.transformer.compilation import OpaqueAttention, compile_blocks, is_traceable
 
+CPU = torch.device("cpu")
 TRACED = "eager"  # dynamo's graph, run by torch: the same guards as inductor's, without its compile time
 
 
@@ -126,6 +127,7 @@ def test_a_compiled_transformer_dies_with_its_last_reference():
         gc.enable()
 
 
+@pytest.mark.skipif(lacking_compiler(CPU) is not None, reason=f"{lacking_compiler(CPU)}")
 @torch.inference_mode()
 def test_compiled_bf16_is_no_further_from_float64_than_the_plain_path():
     # Video alone: inductor's C++ takes half a minute for a whole block.
