@@ -18,6 +18,7 @@ from ltxgen.attention.protocol import RoleAttention
 from ltxgen.attention.sdpa import Sdpa, SdpaKernel
 from ltxgen.models.transformer import AttentionByRole, ModalityInput, Transformer, sdpa
 from ltxgen.models.transformer.compilation import OpaqueAttention, compile_blocks, is_traceable
+from ltxgen.runtime.environment import lacking_compiler
 
 CPU = torch.device("cpu")
 TRACED = "eager"  # dynamo's graph, run by torch: the same guards as inductor's, without its compile time
