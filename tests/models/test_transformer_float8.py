@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from test_transformer import LTX23, build
+from test_transformer_compilation import at
 from test_transformer_passes import modalities, passes, relative_l2
 from torch import Tensor, nn
 
 from ltxgen.models.transformer import Transformer
+from ltxgen.models.transformer.compilation import compile_blocks
 from ltxgen.models.transformer.float8 import (
     FLOAT8,
     Float8Layers,
@@ -18,6 +22,7 @@ from ltxgen.models.transformer.float8 import (
     scaled_rows,
     use_float8,
 )
+from ltxgen.models.transformer.sharing import SharedSubexpressions
 
 
 def e4m3(x: Tensor) -> Tensor:
@@ -127,3 +132,34 @@ def test_a_transformer_in_fp8_is_near_the_plain_one():
     (found,) = in_float8(build(LTX23)).forward_passes(step)
     for one, other in zip(found, wanted, strict=True):
         assert 1e-3 < relative_l2(one, other) < 0.1
+
+
+@pytest.fixture
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@torch.inference_mode()
+def test_compiled_layers_with_one_input_share_its_scaling(monkeypatch: pytest.MonkeyPatch):
+    """Video alone, in one process for all sizes: inductor's C++ takes half a minute for a whole block."""
+    scalings: list[int] = []
+    share = SharedSubexpressions.__call__
+
+    def counting(self: SharedSubexpressions, graph: torch.fx.Graph) -> None:
+        share(self, graph)
+        scalings.append(sum(node.target is torch.ops.aten.amax.default for node in graph.nodes))
+
+    monkeypatch.setattr(SharedSubexpressions, "__call__", counting)
+    monkeypatch.setattr(SharedSubexpressions, "uuid", lambda self: None)  # or what was compiled before is taken
+    plain, quick = in_float8(build(LTX23)), in_float8(build(LTX23))
+    compile_blocks(quick)
+    video, _ = modalities("levels", 1)
+    for num_tokens in (18, 12):
+        step = at(video, num_tokens, 0.7)
+        assert relative_l2(quick(step, None)[0], plain(step, None)[0]) < 1e-6
+    # Keys and values of text; then queries, keys and values of self attention, its output, queries of text, its output,
+    # and both of the feed-forward.
+    assert scalings == [1, 6]
