@@ -80,13 +80,16 @@ class Float8Source:
 def stored_float8(source: TensorSource, spec: ComponentSpec) -> dict[str, str]:
     """The component's linear layers that a file stores in fp8: names in the module to names in the file.
 
-    Raises BadFile where any of its fp8 is not e4m3 with a scale for the weight or for each of its rows.
+    Raises BadFile where any of its fp8 is not e4m3 with a scale for the weight or for each of its rows, and for a scale
+    of what isn't in fp8.
     """
     if not isinstance(source, FileSource):
         return {}
     keys = spec.file_keys(source.shapes)
     stored = {key: name for key, name in keys.items() if source.stored_format(name) in FLOAT8_FORMATS}
     unknown = [name for name in stored.values() if not _is_scaled(source, name)]
+    scales = [(key.removesuffix(SCALE) + WEIGHT, name) for key, name in keys.items() if key.endswith(SCALE)]
+    unknown += [name for weight, name in scales if weight not in stored]
     if unknown:
         raise BadFile(
             f"stores {len(unknown)} tensors of {spec.name} as fp8 that can't be run ({unknown[0]}): only linear "
