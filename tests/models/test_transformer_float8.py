@@ -10,6 +10,7 @@ from test_transformer import LTX23, build
 from test_transformer_compilation import at
 from test_transformer_passes import modalities, passes, relative_l2
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ltxgen.models.transformer import Transformer
 from ltxgen.models.transformer.compilation import compile_blocks
@@ -103,6 +104,25 @@ def test_a_new_weight_is_held_as_if_it_had_been_the_first():
     assert torch.equal(layer.weight.view(torch.uint8), wanted.weight.view(torch.uint8))
     assert torch.equal(layer.weight_scale, wanted.weight_scale)
     assert relative_l2(plain_rows(scaled_rows(other.weight), torch.float64), other.weight.double()) < 0.03
+
+
+def test_a_gpu_is_given_what_its_fp8_units_take(monkeypatch: pytest.MonkeyPatch):
+    """Fake tensors of a GPU: torch checks shapes, strides and dtypes of the call without one."""
+    calls: list[dict[str, object]] = []
+    product = torch._scaled_mm
+
+    def counting(*args: object, **options: object) -> Tensor:
+        calls.append(options)
+        return product(*args, **options)
+
+    monkeypatch.setattr(torch, "_scaled_mm", counting)
+    with FakeTensorMode():
+        weight, bias, x = (
+            torch.empty(shape, device="cuda", dtype=torch.bfloat16) for shape in ((48, 64), (48,), (2, 5, 64))
+        )
+        found = Float8Linear(scaled_rows(weight), nn.Parameter(bias, requires_grad=False))(x)
+        assert (found.shape, found.dtype, found.device.type) == ((2, 5, 48), torch.bfloat16, "cuda")
+    assert [call["use_fast_accum"] for call in calls] == [True]
 
 
 def in_float8(model: Transformer, *skip: str) -> Transformer:

@@ -91,7 +91,7 @@ class Float8Layers:
     """Which linear layers run in fp8: those of the blocks that are not in `skip`, patterns of names (`*.audio_ff.*`).
 
     What is outside the blocks stays: few weights, and every token passes through them. So do the attentions' gates,
-    whose sigmoids scale whole heads: a ten thousandth of the work.
+    whose sigmoids scale whole heads: a thousandth of the work.
     """
 
     skip: tuple[str, ...] = ()

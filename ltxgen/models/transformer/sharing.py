@@ -1,7 +1,7 @@
 """Equal subexpressions of a compiled graph computed once: torch does this for training graphs only.
 
-So layers that scale the same activations to fp8 (queries, keys and values of a self attention) share one scaling without
-knowing of each other.
+So layers that scale the same activations to fp8 (queries, keys and values of a self attention) share one scaling and
+know nothing of each other.
 """
 
 import operator
