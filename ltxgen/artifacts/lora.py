@@ -203,10 +203,13 @@ class FusedLoras:
     ) -> None:
         if keep_original is None and reload is None:
             raise ValueError("keep_original = None needs `reload`, or fused LoRAs could never be taken out")
+        has_float8 = any(isinstance(layer, Float8Linear) for layer in module.modules())
+        if has_float8 and plain is None:
+            raise ValueError("layers in fp8 need `plain`: LoRAs are added to plain weights")
         self._module = module
         self._keep = keep_original
         self._reload = reload
-        self._plain = plain
+        self._plain = plain if has_float8 else None
         self._placement = placement
         self._originals: dict[str, torch.Tensor] = {}
         self._identity: tuple[tuple[object, float], ...] = ()

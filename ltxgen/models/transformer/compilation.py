@@ -49,7 +49,6 @@ def _compiled(note: Callable[[str], None], backend: str) -> BlockFunctions:
     # Sizes that happen to be equal once (text and video tokens, say) are not taken to be equal always.
     shape_config.use_duck_shape = False
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
-
     options = {"config_patches": {"post_grad_custom_pre_pass": SharedSubexpressions()}} if backend == "inductor" else {}
 
     def compiled(function: Callable, what: str) -> Callable:
