@@ -259,7 +259,7 @@ def test_refine_takes_the_transformer_of_base(run_ltxgen, tiny_words, tiny_set, 
     assert loads.built.count("transformer") == 1
     assert "fuse 1" in stages
     assert "read again" not in stages
-    # Once for what it stores in fp8, once for each of its components in the check and once when that is built, and never
+    # Once for what it stores in fp8; once for each of its components in the check and once when that is built. Never
     # for the LoRA.
     checkpoint = tiny_set.file("checkpoint").name
     from_checkpoint = [name for name in loads.built if name not in ("text_encoder", "spatial_upscaler")]
