@@ -25,6 +25,7 @@ RANKS = {
     "media": 2,
     "artifacts": 2,
     "attention": 2,
+    "precision": 2,
     "parallel": 2,
     "runtime": 2,
     "stage": 3,

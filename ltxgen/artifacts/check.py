@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, TOKENIZER, BuildOptions, ComponentSpec, artifact_of
+from ltxgen.artifacts.float8 import FLOAT8_FORMATS
 from ltxgen.artifacts.load import build_on_meta, first_names, key_problems, open_source
 from ltxgen.artifacts.lora import linear_weights, match_lora
 from ltxgen.artifacts.safetensors_file import BadFile, check_is_real_file, read_header
@@ -19,7 +20,6 @@ from ltxgen.artifacts.source import FileSource, TensorSource, weight_files
 from ltxgen.config.errors import Problem, Refusal
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ def component_problems(spec: ComponentSpec, artifact: ResolvedArtifact, options:
 
 
 def _fp8_problem(spec: ComponentSpec, source: TensorSource, file_keys: Iterable[str]) -> str | None:
-    if not isinstance(source, FileSource):
+    if not isinstance(source, FileSource):  # the transformer's source, which reads fp8, is another
         return None
-    fp8 = [key for key in file_keys if source.stored_format(key) in FP8_DTYPES]
+    fp8 = [key for key in file_keys if source.stored_format(key) in FLOAT8_FORMATS]
     if not fp8:
         return None
     return (

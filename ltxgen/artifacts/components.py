@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from ltxgen.models.transformer.float8 import Float8Layers
 
 Config = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -21,15 +24,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 class BuildOptions:
     """Choices that the checkpoint doesn't make.
 
-    cross_timestep, attention, batched_tokens: passed to the transformer; None leaves its own rule. num_text_states:
-    hidden states that the text projection takes; None reads it from the file's weight (49, Gemma 12B's, where there is
-    no file).
+    cross_timestep, attention, batched_tokens: passed to the transformer; None leaves its own rule. float8: which of its
+    linear layers run in fp8; None for none. num_text_states: hidden states that the text projection takes; None reads
+    it from the file's weight (49, Gemma 12B's, where there is no file).
     """
 
     cross_timestep: str = "own"
     attention: Any = None
     num_text_states: int | None = None
     batched_tokens: int | None = None
+    float8: Float8Layers | None = None
 
 
 class KeyRules(Protocol):

@@ -15,11 +15,13 @@ from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, BuildOptions, ComponentSpec
+from ltxgen.artifacts.float8 import SCALE, Float8Source
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.safetensors_file import ALL_ROWS, BadFile
 from ltxgen.artifacts.source import FileSource, TensorSource
 from ltxgen.artifacts.synthetic import SyntheticSource
 from ltxgen.config.errors import Problem, Refusal
+from ltxgen.models.transformer.float8 import use_float8
 
 NAMES_SHOWN = 5
 
@@ -42,10 +44,11 @@ def load_component(
     placement: Placement = WHOLE,
     on_tensor: OnTensor | None = None,
 ) -> nn.Module:
-    """The component on `device`, all its floating tensors in `dtype`, in eval mode and without gradients.
+    """The component on `device`, in eval mode and without gradients.
 
-    `placement` says which part of each tensor is read and held; `on_tensor` is called after each, for progress. Raises
-    Refusal when the file does not fit the architecture; `check_artifacts` finds that before any weight is read.
+    Its floating tensors are in `dtype`, but for layers in fp8 (`options.float8`). `placement` says which part of each
+    tensor is read and held; `on_tensor` is called after each, for progress. Raises Refusal when the file does not fit
+    the architecture; `check_artifacts` finds that before any weight is read.
     """
     spec = COMPONENTS[component] if isinstance(component, str) else component
     options = options or BuildOptions()
@@ -92,7 +95,10 @@ def _load(
 def tensor_reader(
     component: str | ComponentSpec, artifact: ResolvedArtifact, dtype: torch.dtype, options: BuildOptions | None = None
 ) -> Iterator[ReadTensor]:
-    """Reads single tensors of a component again, by module key: LoRAs are taken out this way without a kept copy."""
+    """Reads single tensors of a component again, by module key, as the module built with `options` holds them.
+
+    LoRAs are taken out this way without a kept copy.
+    """
     spec = COMPONENTS[component] if isinstance(component, str) else component
     with open_source(artifact, spec, options or BuildOptions()) as source:
         file_keys = spec.file_keys(source.shapes)
@@ -105,6 +111,17 @@ def tensor_reader(
 
 def open_source(artifact: ResolvedArtifact, spec: ComponentSpec, options: BuildOptions) -> TensorSource:
     """The artifact's tensors: all of its file, or the component's own for the synthetic source. Raises BadFile."""
+    source = _stored_source(artifact, spec, options)
+    if spec.name != "transformer":
+        return source
+    try:
+        return Float8Source(source, spec, options.float8)
+    except BaseException:
+        source.__exit__(None, None, None)
+        raise
+
+
+def _stored_source(artifact: ResolvedArtifact, spec: ComponentSpec, options: BuildOptions) -> TensorSource:
     if artifact.path is not None:
         return FileSource(artifact.path)
     shapes = component_shapes(spec, artifact, options)
@@ -123,10 +140,17 @@ def component_shapes(
 def build_on_meta(
     spec: ComponentSpec, artifact: ResolvedArtifact, options: BuildOptions, shapes: Mapping[str, tuple[int, ...]]
 ) -> nn.Module:
-    """The component's module without memory. Raises ValueError for a config that doesn't fit, BadFile for none."""
+    """The component's module without memory, its linear layers in fp8 where `shapes` have a `weight_scale`.
+
+    Raises ValueError for a config that doesn't fit, BadFile for none.
+    """
     chosen = spec.options_for(options, artifact.config, shapes)
     with torch.device("meta"):
-        return spec.build(artifact.config, chosen)
+        module = spec.build(artifact.config, chosen)
+    linear = {name for name, layer in module.named_modules() if type(layer) is nn.Linear}
+    scaled = {key.removesuffix(SCALE) for key in spec.file_keys(shapes) if key.endswith(SCALE)}
+    use_float8(module, linear & scaled)
+    return module
 
 
 def key_problems(

@@ -15,15 +15,18 @@ import torch
 from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.float8 import SCALE
 from ltxgen.artifacts.load import ReadTensor, first_names
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.artifacts.source import FileSource, TensorSource
 from ltxgen.artifacts.synthetic import SyntheticSource
 from ltxgen.config.errors import Problem, Refusal
+from ltxgen.models.transformer.float8 import Float8Linear
 
 Shapes = Mapping[str, tuple[int, ...]]
 Keep = Literal["device", "cpu"]
+Reload = Callable[[], AbstractContextManager[ReadTensor]]
 
 A_SUFFIX, B_SUFFIX, ALPHA_SUFFIX = ".lora_A.weight", ".lora_B.weight", ".alpha"
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -125,31 +128,47 @@ def fuse(
     loras: Sequence[tuple[Lora, float]],
     *,
     keep_original: Keep | None = None,
+    plain: Reload | None = None,
     placement: Placement = WHOLE,
 ) -> dict[str, torch.Tensor]:
     """Add LoRAs to the live weights of `module`, in place, pair by pair; strengths of 0 are skipped.
 
-    Of each weight, the rows that `placement` holds here are changed. Returns these as they were, by parameter name, on
-    their device or the CPU (empty for keep_original=None). Give them to `restore`.
+    Of each weight, the rows that `placement` holds here are changed. A layer in fp8 gets its sum from the plain weight,
+    read through `plain`, and is scaled afterwards: added to what it holds, most of a LoRA would be rounded away.
+    Returns the weights as they were, by parameter name, on their device or the CPU (empty for keep_original=None). Give
+    them to `restore`.
     """
     originals: dict[str, torch.Tensor] = {}
     weights = linear_weights(module)
     active = [(lora, strength) for lora, strength in loras if strength != 0]
     with ExitStack() as stack, torch.no_grad():
         sources = [stack.enter_context(open_lora(lora.artifact, weights)) for lora, _ in active]
+        read_plain = stack.enter_context(plain()) if plain is not None and active else None
         try:
             for name in touched_modules([lora for lora, _ in active], weights):
+                layer = module.get_submodule(name)
+                for key, held in held_tensors(module, name, placement) if keep_original is not None else ():
+                    target = held.device if keep_original == "device" else torch.device("cpu")
+                    originals[key] = held.detach().to(target, copy=True)
                 parameter = module.get_parameter(f"{name}.weight")
-                weight = placement.local(parameter)
-                delta = _delta(name, weight, placement.rows(parameter), active, sources)
-                if keep_original is not None:
-                    target = weight.device if keep_original == "device" else torch.device("cpu")
-                    originals[f"{name}.weight"] = weight.detach().to(target, copy=True)
-                weight.add_(delta)
+                rows = placement.rows(parameter)
+                if isinstance(layer, Float8Linear):
+                    assert read_plain is not None, f"{name} is in fp8: its plain weight has to come from somewhere"
+                    weight = read_plain(f"{name}.weight", parameter.device, rows)
+                    layer.hold(weight.add_(_delta(name, weight, rows, active, sources)))
+                else:
+                    weight = placement.local(parameter)
+                    weight.add_(_delta(name, weight, rows, active, sources))
         except BaseException:
             restore(module, originals, placement)  # half-fused weights must not be mistaken for clean ones
             raise
     return originals
+
+
+def held_tensors(module: nn.Module, name: str, placement: Placement = WHOLE) -> list[tuple[str, torch.Tensor]]:
+    """What a linear layer's weight is held in, by parameter name: itself and, in fp8, its scales."""
+    suffixes = (".weight", SCALE) if isinstance(module.get_submodule(name), Float8Linear) else (".weight",)
+    return [(name + suffix, placement.local(module.get_parameter(name + suffix))) for suffix in suffixes]
 
 
 def restore(module: nn.Module, originals: Mapping[str, torch.Tensor], placement: Placement = WHOLE) -> None:
@@ -169,7 +188,8 @@ class FusedLoras:
     """The LoRAs in one transformer's weights: always fused from the clean weights, never stacked on each other.
 
     keep_original says where the touched weights are kept, as large as themselves; with None they are read again through
-    `reload`, which opens the component's own file (`load.tensor_reader`).
+    `reload`, which opens the component's own file (`load.tensor_reader`). `plain` does so for a module without fp8, and
+    is needed for one that has it.
     """
 
     def __init__(
@@ -177,14 +197,19 @@ class FusedLoras:
         module: nn.Module,
         *,
         keep_original: Keep | None = "device",
-        reload: Callable[[], AbstractContextManager[ReadTensor]] | None = None,
+        reload: Reload | None = None,
+        plain: Reload | None = None,
         placement: Placement = WHOLE,
     ) -> None:
         if keep_original is None and reload is None:
             raise ValueError("keep_original = None needs `reload`, or fused LoRAs could never be taken out")
+        has_float8 = any(isinstance(layer, Float8Linear) for layer in module.modules())
+        if has_float8 and plain is None:
+            raise ValueError("layers in fp8 need `plain`: LoRAs are added to plain weights")
         self._module = module
         self._keep = keep_original
         self._reload = reload
+        self._plain = plain if has_float8 else None
         self._placement = placement
         self._originals: dict[str, torch.Tensor] = {}
         self._identity: tuple[tuple[object, float], ...] = ()
@@ -210,7 +235,9 @@ class FusedLoras:
             notes=tuple(lora.note for lora, _ in matched if lora.note),
         )
         try:
-            self._originals = fuse(self._module, matched, keep_original=self._keep, placement=self._placement)
+            self._originals = fuse(
+                self._module, matched, keep_original=self._keep, plain=self._plain, placement=self._placement
+            )
         except BaseException:
             if self._keep is None:
                 self._read_again(modules)
@@ -235,9 +262,9 @@ class FusedLoras:
         assert self._reload is not None, "checked when this was made"
         with self._reload() as read, torch.no_grad():
             for name in modules:
-                parameter = self._module.get_parameter(f"{name}.weight")
-                weight = self._placement.local(parameter)
-                weight.copy_(read(f"{name}.weight", weight.device, self._placement.rows(parameter)))
+                rows = self._placement.rows(self._module.get_parameter(f"{name}.weight"))
+                for key, held in held_tensors(self._module, name, self._placement):
+                    held.copy_(read(key, held.device, rows))
 
 
 def _delta(

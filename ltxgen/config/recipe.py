@@ -128,6 +128,7 @@ class Recipe:
     output: Output
     memory: Memory
     attention: Annotated[Any, Kind("attention")]
+    precision: Annotated[Any, Kind("precision")]
     parallel: Annotated[Any, Kind("parallel")]
     hardware: Hardware
     stages: dict[str, Annotated[Any, Kind("stage")]] = field(default_factory=dict)

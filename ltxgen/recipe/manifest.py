@@ -45,6 +45,7 @@ def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: floa
             "dtype": str(plan.dtype).removeprefix("torch."),
             "numerics": plan.numerics.name,
             "noise": plan.recipe.runtime.noise,
+            "precision": plan.recipe.precision.kind,
             "compile": "blocks" if plan.compiles else "none",
         },
         "request": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -64,8 +65,13 @@ class ArtifactParts:
             assert isinstance(module, Transformer)
             compile_blocks(module, self._compiling)
         # Most runs fuse LoRAs once and never take them out: no copy of the weights is kept, the file still has them.
-        reload = functools.partial(tensor_reader, request.name, artifact, request.dtype, self._options)
-        self._fused[request.name] = FusedLoras(module, keep_original=None, reload=reload, placement=self._placement)
+        reload, plain = (
+            functools.partial(tensor_reader, request.name, artifact, request.dtype, options)
+            for options in (self._options, dataclasses.replace(self._options, float8=None))
+        )
+        self._fused[request.name] = FusedLoras(
+            module, keep_original=None, reload=reload, plain=plain, placement=self._placement
+        )
         return module
 
     def adapt(self, part: Any, request: PartRequest, later: Sequence[PartRequest]) -> None:

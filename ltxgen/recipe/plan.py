@@ -36,6 +36,7 @@ from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.parallel.weights import BLOCKS, sharded_size
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
+from ltxgen.recipe.precision import precision_notes, precision_problems
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
 from ltxgen.stage.denoise import NOISE
 from ltxgen.stage.protocol import Setting, Stage
@@ -110,7 +111,13 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     attention = _attention_plan(recipe, stages, work, model, parallel, device, dtype)
     problems += attention.problems
     roles = attention.functions if parallel is None else parallel.roles(attention.functions)
-    options = BuildOptions(numerics.cross_timestep, roles, batched_tokens=BATCHED_TOKENS[recipe.runtime.batch_passes])
+    float8 = recipe.precision.build()
+    options = BuildOptions(
+        numerics.cross_timestep, roles, batched_tokens=BATCHED_TOKENS[recipe.runtime.batch_passes], float8=float8
+    )
+    checkpoint, sharded = resolution.artifacts.get("checkpoint"), parallel is not None and parallel.sharded_weights
+    problems += precision_problems(float8, checkpoint, device, dtype, sharded)
+    notes += precision_notes(checkpoint, options, dtype)
     checked = check_artifacts(resolution.artifacts, component_names(stages), options)
     problems += checked.problems
 

@@ -22,7 +22,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"[bold]{plan.recipe.name}[/]: {request.width}x{request.height}, {request.num_frames} frames at {request.fps} "
         f"per second ({seconds:.2f} s), seed {request.seed}\n"
         f"{plan.device}, {str(plan.dtype).removeprefix('torch.')}, numerics {plan.numerics.name}, attention "
-        f"{plan.recipe.attention.kind}, parallel {plan.recipe.parallel.kind}, "
+        f"{plan.recipe.attention.kind}, precision {plan.recipe.precision.kind}, parallel {plan.recipe.parallel.kind}, "
         f"compile {'blocks' if plan.compiles else 'none'}"
     )
     console.print(_stages(plan))

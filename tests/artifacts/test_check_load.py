@@ -142,17 +142,6 @@ def test_truncated_and_lfs_files(artifacts, tmp_path: Path):
         load_component("vocoder", broken["checkpoint"], "cpu", torch.float32)
 
 
-def test_fp8_files_are_refused_as_such(artifacts, tmp_path: Path):
-    def change(tensors, metadata):
-        key = "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight"
-        tensors[key] = tensors[key].to(torch.float8_e4m3fn)
-        tensors[key + "_scale"] = torch.ones(())
-
-    path = rewritten(artifacts["checkpoint"].path, tmp_path / "c.safetensors", change)
-    (line,) = messages({"checkpoint": artifact("checkpoint", path)}, ["transformer"])
-    assert "as fp8" in line
-
-
 def test_upscalers_of_the_other_kind_and_of_other_latents(artifacts, tmp_path: Path):
     def change(tensors, metadata):
         metadata["config"] = json.dumps(json.loads(metadata["config"]) | {"in_channels": 64, "temporal_upsample": True})

@@ -169,6 +169,7 @@ def test_the_manifest(stored_run, tiny_set):
         "dtype": "float32",
         "numerics": "current",
         "noise": "cpu",
+        "precision": "none",
         "compile": "none",
     }
     request = manifest["request"]
@@ -258,10 +259,11 @@ def test_refine_takes_the_transformer_of_base(run_ltxgen, tiny_words, tiny_set, 
     assert loads.built.count("transformer") == 1
     assert "fuse 1" in stages
     assert "read again" not in stages
-    # Once for each component of the checkpoint in the check and once when it is built, and never for the LoRA.
+    # Once for what it stores in fp8; once for each of its components in the check and once when that is built. Never
+    # for the LoRA.
     checkpoint = tiny_set.file("checkpoint").name
     from_checkpoint = [name for name in loads.built if name not in ("text_encoder", "spatial_upscaler")]
-    assert loads.opened.count(checkpoint) == 2 * len(from_checkpoint)
+    assert loads.opened.count(checkpoint) == 1 + 2 * len(from_checkpoint)
 
 
 def test_a_lora_of_strength_0_is_no_lora(stored_run, plain):

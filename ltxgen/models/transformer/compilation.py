@@ -17,6 +17,7 @@ from torch._dynamo import lookup_backend
 from ltxgen.models.transformer.attention import Attention, AttentionFunction, sdpa
 from ltxgen.models.transformer.block import BlockFunctions, TransformerBlock
 from ltxgen.models.transformer.model import Transformer
+from ltxgen.models.transformer.sharing import SharedSubexpressions
 
 MAX_VARIANTS = 64  # structures times widths of models in one process; torch refuses to compile more
 
@@ -48,11 +49,12 @@ def _compiled(note: Callable[[str], None], backend: str) -> BlockFunctions:
     # Sizes that happen to be equal once (text and video tokens, say) are not taken to be equal always.
     shape_config.use_duck_shape = False
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
+    options = {"config_patches": {"post_grad_custom_pre_pass": SharedSubexpressions()}} if backend == "inductor" else {}
 
     def compiled(function: Callable, what: str) -> Callable:
         def noting(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable:
             note(f"compiling {what} (once for all blocks, steps and sizes; later runs find it on disk)")
-            return lookup_backend(backend)(graph, examples)
+            return lookup_backend(backend)(graph, examples, **options)
 
         return torch.compile(function, backend=noting, dynamic=True, fullgraph=True)
 
