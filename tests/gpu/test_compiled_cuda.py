@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 sys.path.append(str(Path(__file__).parent.parent / "models"))
 from test_transformer import LTX23, build
 from test_transformer_passes import ALONE, TOGETHER, modalities, passes, relative_l2
 
 from ltxgen.models.transformer import ModalityInput, Transformer
-from ltxgen.models.transformer.compilation import compile_blocks
+from ltxgen.models.transformer.compilation import compile_blocks, gelu_linear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -50,3 +51,16 @@ def test_compiled_bf16_is_no_further_from_float64_than_the_plain_path(batched_to
                 errors[name] += sum(relative_l2(x.double(), y) for x, y in zip(found, right, strict=True))
     assert 1e-2 < errors["quick"] <= errors["plain"]
     assert notes
+
+
+@torch.inference_mode()
+def test_gelu_within_the_product_is_no_further_from_float64_than_after_it():
+    generator = torch.Generator("cuda").manual_seed(0)
+    sizes = [(1, 384, 256), (1024, 256), (1024,)]
+    x, weight, bias = (torch.randn(size, generator=generator, device="cuda", dtype=torch.bfloat16) for size in sizes)
+    weight /= 16
+    exact = F.gelu(F.linear(x.double(), weight.double(), bias.double()), approximate="tanh")
+    plain = F.gelu(F.linear(x, weight, bias), approximate="tanh")
+    found = gelu_linear(x, weight, bias)
+    assert not torch.equal(found, plain)  # another kernel
+    assert relative_l2(found.double(), exact) <= relative_l2(plain.double(), exact)

@@ -12,12 +12,14 @@ import torch
 from test_transformer import LTX23, build
 from test_transformer_passes import ALONE, TOGETHER, modalities, passes, relative_l2
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend
 
 from ltxgen.attention.protocol import RoleAttention
 from ltxgen.attention.sdpa import Sdpa, SdpaKernel
-from ltxgen.models.transformer import AttentionByRole, ModalityInput, Transformer, sdpa
-from ltxgen.models.transformer.compilation import OpaqueAttention, compile_blocks, is_traceable
+from ltxgen.models.transformer import AttentionByRole, ModalityInput, Transformer, compilation, sdpa
+from ltxgen.models.transformer.compilation import OpaqueAttention, compile_blocks, gelu_linear, is_traceable
 
 TRACED = "eager"  # dynamo's graph, run by torch: the same guards as inductor's, without its compile time
 
@@ -111,6 +113,28 @@ def test_a_kernel_chosen_by_context_is_compiled_with_the_block():
     (wanted,) = build(LTX23).forward_passes(step)
     assert all(relative_l2(one, other) <= 1e-6 for one, other in zip(found, wanted, strict=True))
     assert len(notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "bias", "in_one"),
+    [
+        ("cuda", torch.bfloat16, True, True),
+        ("cuda", torch.bfloat16, False, False),
+        ("cuda", torch.float32, True, False),
+        ("cpu", torch.bfloat16, True, False),  # the CPU's is the exact GELU, not the tanh form
+    ],
+)
+def test_gelu_goes_into_the_product_where_that_has_the_tanh_form(
+    device: str, dtype: torch.dtype, bias: bool, in_one: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compilation, "_HAS_GELU_PRODUCT", True)
+    with FakeTensorMode(), torch.inference_mode():
+        x, weight, offset = (torch.empty(s, device=device, dtype=dtype) for s in [(2, 5, 8), (16, 8), (16,)])
+        graph = make_fx(gelu_linear)(x, weight, offset if bias else None)
+        assert gelu_linear(x, weight, offset if bias else None).shape == (2, 5, 16)
+    called = {node.target for node in graph.graph.nodes}
+    assert (torch.ops.aten._addmm_activation.default in called) is in_one
+    assert (torch.ops.aten.gelu.default in called) is not in_one
 
 
 @torch.inference_mode()
