@@ -66,6 +66,8 @@ _HAS_GELU_PRODUCT = hasattr(torch, "_addmm_activation") and torch.version.cuda i
 def _compiled(note: Callable[[str], None], backend: str) -> BlockFunctions:
     # Sizes that happen to be equal once (text and video tokens, say) are not taken to be equal always.
     shape_config.use_duck_shape = False
+    # The norms' epsilon is a constant: taken for a variable, it has everything traced twice before code is generated.
+    torch._dynamo.config.specialize_float = True
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
 
     def compiled(function: Callable, what: str) -> Callable:
