@@ -22,7 +22,6 @@ GRAPHED_TOKENS = 4096
 A forward took two H200s' hosts 105 and 170 ms to launch, whatever its size; its kernels take 83 ms at 1536 tokens, 345
 ms at 6144."""
 
-
 Run = Callable[[], list[Velocities]]
 CHANGING = ("latents", "timesteps", "sigma")  # from step to step; all else of an input is the same tensors
 
@@ -123,7 +122,6 @@ def _kind(passes: Sequence[TransformerPass]) -> tuple[object, ...]:
 
 def _with_own_tensors(passes: Sequence[TransformerPass]) -> list[TransformerPass]:
     """`passes` with copies of the changing tensors, which they go on to share."""
-
     video, audio = (_own(modality) for modality in (passes[0].video, passes[0].audio))
 
     def moved(modality: ModalityInput | None, own: ModalityInput | None) -> ModalityInput | None:
