@@ -89,7 +89,7 @@ class Runtime:
     """Where and how the numbers are computed; `threads` of null leaves torch's own choice.
 
     `compile: auto` compiles the transformer's blocks on a GPU; `batch_passes: auto` runs the passes of a guided step as
-    one batch where one alone would leave a GPU partly idle.
+    one batch where one alone would leave a GPU partly idle; `graphs: auto` records small steps as CUDA graphs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -99,6 +99,7 @@ class Runtime:
     threads: PositiveInt | None = None
     compile: Literal["auto", "blocks", "none"] = "auto"
     batch_passes: Literal["auto", "always", "never"] = "auto"
+    graphs: Literal["auto", "always", "never"] = "never"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ltxgen.diffusion.pair import Pair
-from ltxgen.models.transformer import AttentionByRole, Transformer, TransformerConfig
+from ltxgen.models.transformer import AttentionByRole, PassesModel, Transformer, TransformerConfig
 from ltxgen.models.video_vae import Tile
 from ltxgen.parallel.axes import Axis, Layout
 from ltxgen.parallel.cost import CostModel, Work, common_heads
 from ltxgen.parallel.guidance import Pass, predict_passes
-from ltxgen.parallel.sequence import ROLES, PassesModel, SequenceParallel
+from ltxgen.parallel.sequence import ROLES, SequenceParallel
 from ltxgen.parallel.shape import Choice, MeshShape
 from ltxgen.parallel.tally import Communication
 from ltxgen.parallel.tiles import TileDeal, TileParallel

@@ -20,7 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltxgen.diffusion.pair import Pair
-from ltxgen.models.transformer import AttentionByRole, AttentionFunction, ModalityInput, TransformerPass, Velocities
+from ltxgen.models.transformer import (
+    AttentionByRole,
+    AttentionFunction,
+    ModalityInput,
+    PassesModel,
+    TransformerPass,
+    Velocities,
+)
 from ltxgen.models.transformer.memo import TensorMemo
 from ltxgen.parallel.axes import Layout
 from ltxgen.parallel.ring import gathered_query_attention, ring_attention
@@ -29,12 +36,6 @@ from ltxgen.parallel.ulysses import ulysses_attention
 
 ROLES = ("video_self", "audio_self", "video_from_audio", "audio_from_video")
 """The roles whose keys are spread over the ranks; text is not."""
-
-
-class PassesModel(Protocol):
-    """The transformer's own method."""
-
-    def forward_passes(self, passes: Sequence[TransformerPass]) -> list[Velocities]: ...
 
 
 @runtime_checkable

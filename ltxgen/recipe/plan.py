@@ -30,6 +30,7 @@ from ltxgen.diffusion.pair import Pair
 from ltxgen.media.files import check_free_space, check_writable
 from ltxgen.media.mp4 import estimated_bytes
 from ltxgen.models.transformer import TransformerConfig
+from ltxgen.models.transformer.graphs import GRAPHED_TOKENS
 from ltxgen.parallel.cost import TEXT_TOKENS, CostModel, Work
 from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
@@ -121,7 +122,11 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     checked = check_artifacts(resolution.artifacts, component_names(stages), options)
     problems += checked.problems
 
-    stages = _built(recipe, dataclasses.replace(setting, artifacts=resolution.artifacts, parallel=parallel))
+    graphed_tokens = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel), 0, problems)
+    setting = dataclasses.replace(
+        setting, artifacts=resolution.artifacts, parallel=parallel, graphed_tokens=graphed_tokens
+    )
+    stages = _built(recipe, setting)
     shapes: dict[str, Any] = {}
     for stage in stages.values():
         problems += stage.infer(shapes)
@@ -270,6 +275,16 @@ def _or_note(resolve: Callable[[], Any], otherwise: Any, problems: list[Problem]
     except Refusal as refusal:
         problems += refusal.problems
         return otherwise
+
+
+def _graphed_tokens(rule: str, device: torch.device, parallel: ParallelPlan | None) -> int:
+    """Up to how many video tokens a step is recorded as a CUDA graph. `auto` leaves alone what several GPUs share."""
+    if device.type == "cuda":
+        alone = parallel is None or parallel.shape.num_ranks == 1
+        return {"auto": GRAPHED_TOKENS if alone else 0, "always": sys.maxsize, "never": 0}[rule]
+    if rule == "always":
+        raise Refusal([Problem("runtime.graphs", rule, "CUDA graphs need a GPU; use runtime.graphs=auto or never")])
+    return 0
 
 
 def _unbuilt_problems(recipe: Recipe) -> list[Problem]:

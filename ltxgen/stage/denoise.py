@@ -23,6 +23,7 @@ from ltxgen.diffusion.positions import audio_positions, video_positions
 from ltxgen.diffusion.sigmas import MIN_STEPS, ltx_sigmas, sigmas_problem
 from ltxgen.guidance.protocol import Guidance, Pass
 from ltxgen.models.transformer import ModalityInput, Transformer, TransformerConfig, TransformerPass, Velocities
+from ltxgen.models.transformer.graphs import graphed
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import StageParallel
 from ltxgen.registry import register
@@ -222,7 +223,7 @@ class Denoiser:
         self.device = stage.setting.device
         self.guidance = stage.guidance
         self.parallel = parallel
-        self.transformer = parallel.wrap(transformer)
+        self.transformer = graphed(parallel.wrap(transformer), stage.setting.graphed_tokens)
         self.contexts = contexts
         self.context = context
         self.previous: Pair[Tensor] | None = None

@@ -34,7 +34,8 @@ class Setting:
     """The facts of a run that its stages may know before anything loads.
 
     `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Both are
-    there once the files are known, which takes stages to ask for them: a plan builds its stages twice.
+    there once the files are known, which takes stages to ask for them: a plan builds its stages twice. Denoising steps
+    of up to `graphed_tokens` video tokens are recorded as CUDA graphs.
     """
 
     request: Request
@@ -43,6 +44,7 @@ class Setting:
     dtype: torch.dtype
     artifacts: Mapping[str, ResolvedArtifact] = field(default_factory=dict)
     parallel: ParallelPlan | None = None
+    graphed_tokens: int = 0
 
 
 class StepProgress(Protocol):

@@ -12,12 +12,14 @@ import torch
 from test_transformer import LTX23, build
 from test_transformer_passes import ALONE, TOGETHER, modalities, passes, relative_l2
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend
 
 from ltxgen.attention.protocol import RoleAttention
 from ltxgen.attention.sdpa import Sdpa, SdpaKernel
-from ltxgen.models.transformer import AttentionByRole, ModalityInput, Transformer, sdpa
-from ltxgen.models.transformer.compilation import OpaqueAttention, compile_blocks, is_traceable
+from ltxgen.models.transformer import AttentionByRole, ModalityInput, Transformer, compilation, sdpa
+from ltxgen.models.transformer.compilation import OpaqueAttention, compile_blocks, gelu_linear, is_traceable
 from ltxgen.runtime.environment import lacking_compiler
 
 CPU = torch.device("cpu")
@@ -115,6 +117,28 @@ def test_a_kernel_chosen_by_context_is_compiled_with_the_block():
     assert len(notes) == 2
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "bias", "in_one"),
+    [
+        ("cuda", torch.bfloat16, True, True),
+        ("cuda", torch.bfloat16, False, False),
+        ("cuda", torch.float32, True, False),
+        ("cpu", torch.bfloat16, True, False),  # the CPU's is the exact GELU, not the tanh form
+    ],
+)
+def test_gelu_goes_into_the_product_where_that_has_the_tanh_form(
+    device: str, dtype: torch.dtype, bias: bool, in_one: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compilation, "_HAS_GELU_PRODUCT", True)
+    with FakeTensorMode(), torch.inference_mode():
+        x, weight, offset = (torch.empty(s, device=device, dtype=dtype) for s in [(2, 5, 8), (16, 8), (16,)])
+        graph = make_fx(gelu_linear)(x, weight, offset if bias else None)
+        assert gelu_linear(x, weight, offset if bias else None).shape == (2, 5, 16)
+    called = {node.target for node in graph.graph.nodes}
+    assert (torch.ops.aten._addmm_activation.default in called) is in_one
+    assert (torch.ops.aten.gelu.default in called) is not in_one
+
+
 @torch.inference_mode()
 def test_a_compiled_transformer_dies_with_its_last_reference():
     model = compiled([])
@@ -139,8 +163,9 @@ def test_compiled_bf16_is_no_further_from_float64_than_the_plain_path():
         model.load_state_dict(rounded, assign=True)
         return model
 
+    notes: list[str] = []
     plain, quick, exact = bf16(), bf16(), build(LTX23).double()
-    compile_blocks(quick)
+    compile_blocks(quick, notes.append)
     exact.load_state_dict({key: x.double() for key, x in plain.state_dict().items()})
     video, _ = modalities("levels", 1)
     video = replace(video, latents=video.latents.bfloat16().float(), context=video.context.bfloat16().float())
@@ -148,3 +173,4 @@ def test_compiled_bf16_is_no_further_from_float64_than_the_plain_path():
     errors = [relative_l2(model(video, None)[0].double(), wanted) for model in (plain, quick)]
     assert errors[0] > 1e-3  # bf16 was at work
     assert errors[1] <= errors[0]
+    assert len(notes) == 2  # none was traced again for inductor's sake

@@ -4,7 +4,7 @@ from ltxgen.models.transformer.attention import Attention, AttentionByRole, Atte
 from ltxgen.models.transformer.block import TransformerBlock
 from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
 from ltxgen.models.transformer.inputs import BlockInputs, Hidden, ModalityInput, StreamInputs
-from ltxgen.models.transformer.model import Transformer, Velocities
+from ltxgen.models.transformer.model import PassesModel, Transformer, Velocities
 from ltxgen.models.transformer.passes import BATCHED_TOKENS, Fork, TransformerPass, forks
 from ltxgen.models.transformer.perturbation import BlockPerturbation, Perturbation
 
@@ -18,6 +18,7 @@ __all__ = [
     "Fork",
     "Hidden",
     "ModalityInput",
+    "PassesModel",
     "Perturbation",
     "StreamConfig",
     "StreamInputs",

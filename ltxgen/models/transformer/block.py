@@ -23,11 +23,17 @@ CROSS_ROWS, CROSS_GATE_ROW = slice(0, 4), slice(4, 5)
 
 
 class GELUProjection(nn.Module):
+    """A linear layer and GELU: in two steps, or as `function` does both from input, weight and bias."""
+
+    function: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
+
     def __init__(self, dim: int, inner_dim: int, *, bias: bool):
         super().__init__()
         self.proj = nn.Linear(dim, inner_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.function is not None:
+            return self.function(x, self.proj.weight, self.proj.bias)
         return F.gelu(self.proj(x), approximate="tanh")
 
 

@@ -5,7 +5,7 @@ B batch, T tokens, L timesteps, S text tokens, C width of a stream
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,12 @@ from ltxgen.models.transformer.rope import RotaryTable, rotary_table
 CrossTimestep = Literal["own", "other"]
 Velocities = tuple[Tensor | None, Tensor | None]
 """Of video and audio, (B, T, channels); None for a modality that is absent or not enabled."""
+
+
+class PassesModel(Protocol):
+    """A transformer, or what stands for one: its method for the passes of a step."""
+
+    def forward_passes(self, passes: Sequence[TransformerPass]) -> list[Velocities]: ...
 
 
 class CaptionProjection(nn.Module):
