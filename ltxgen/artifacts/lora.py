@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -126,29 +127,36 @@ def fuse(
     *,
     keep_original: Keep | None = None,
     placement: Placement = WHOLE,
+    files: ExitStack | None = None,
 ) -> dict[str, torch.Tensor]:
     """Add LoRAs to the live weights of `module`, in place, pair by pair; strengths of 0 are skipped.
 
     Of each weight, the rows that `placement` holds here are changed. Returns these as they were, by parameter name, on
-    their device or the CPU (empty for keep_original=None). Give them to `restore`.
+    their device or the CPU (empty for keep_original=None). Give them to `restore`. The LoRAs' files stay open in
+    `files`: a placement that reads weights anew adds to them each time.
     """
     originals: dict[str, torch.Tensor] = {}
     weights = linear_weights(module)
     active = [(lora, strength) for lora, strength in loras if strength != 0]
+
+    def add(name: str, rows: slice, weight: torch.Tensor) -> None:
+        delta = _delta(name, weight, rows, active, sources)
+        if keep_original is not None:
+            target = weight.device if keep_original == "device" else torch.device("cpu")
+            originals[f"{name}.weight"] = weight.detach().to(target, copy=True)
+        weight.add_(delta)
+
     with ExitStack() as stack, torch.no_grad():
         sources = [stack.enter_context(open_lora(lora.artifact, weights)) for lora, _ in active]
         try:
             for name in touched_modules([lora for lora, _ in active], weights):
                 parameter = module.get_parameter(f"{name}.weight")
-                weight = placement.local(parameter)
-                delta = _delta(name, weight, placement.rows(parameter), active, sources)
-                if keep_original is not None:
-                    target = weight.device if keep_original == "device" else torch.device("cpu")
-                    originals[f"{name}.weight"] = weight.detach().to(target, copy=True)
-                weight.add_(delta)
+                placement.change(parameter, partial(add, name, placement.rows(parameter)))
         except BaseException:
             restore(module, originals, placement)  # half-fused weights must not be mistaken for clean ones
             raise
+        if files is not None:
+            files.push(stack.pop_all())
     return originals
 
 
@@ -156,7 +164,11 @@ def restore(module: nn.Module, originals: Mapping[str, torch.Tensor], placement:
     """Put kept weights back, bit for bit."""
     with torch.no_grad():
         for name, original in originals.items():
-            placement.local(module.get_parameter(name)).copy_(original)
+            placement.change(module.get_parameter(name), partial(_fill, original), anew=True)
+
+
+def _fill(content: torch.Tensor, tensor: torch.Tensor) -> None:
+    tensor.copy_(content)
 
 
 def touched_modules(loras: Sequence[Lora], weights: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
@@ -187,6 +199,7 @@ class FusedLoras:
         self._reload = reload
         self._placement = placement
         self._originals: dict[str, torch.Tensor] = {}
+        self._files = ExitStack()
         self._identity: tuple[tuple[object, float], ...] = ()
         self.fusion = Fusion()
 
@@ -210,7 +223,9 @@ class FusedLoras:
             notes=tuple(lora.note for lora, _ in matched if lora.note),
         )
         try:
-            self._originals = fuse(self._module, matched, keep_original=self._keep, placement=self._placement)
+            self._originals = fuse(
+                self._module, matched, keep_original=self._keep, placement=self._placement, files=self._files
+            )
         except BaseException:
             if self._keep is None:
                 self._read_again(modules)
@@ -225,9 +240,14 @@ class FusedLoras:
             self._read_again(self.fusion.modules)
         else:
             restore(self._module, self._originals, self._placement)
+        self.close()
         self._originals = {}
         self._identity = ()
         self.fusion = Fusion()
+
+    def close(self) -> None:
+        """Close the LoRAs' files: the weights won't be used any more, or hold none."""
+        self._files.close()
 
     def _read_again(self, modules: Sequence[str]) -> None:
         if not modules:
@@ -236,8 +256,12 @@ class FusedLoras:
         with self._reload() as read, torch.no_grad():
             for name in modules:
                 parameter = self._module.get_parameter(f"{name}.weight")
-                weight = self._placement.local(parameter)
-                weight.copy_(read(f"{name}.weight", weight.device, self._placement.rows(parameter)))
+                rows = self._placement.rows(parameter)
+
+                def fill(weight: torch.Tensor, key: str = f"{name}.weight", rows: slice = rows) -> None:
+                    weight.copy_(read(key, weight.device, rows))
+
+                self._placement.change(parameter, fill, anew=True)
 
 
 def _delta(

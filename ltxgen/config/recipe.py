@@ -111,9 +111,15 @@ class Output:
 
 @dataclass(frozen=True)
 class Memory:
-    """`keep: last_use` frees a component after the last stage that needs it, `run` keeps all until the end."""
+    """Which of the model's weights are on the device when.
 
-    keep: Literal["last_use", "run"] = "last_use"
+    `resident`: all, once loaded; `last_use`: of components that this or a later stage needs; `swap`: of this stage's,
+    others wait on the host; `stream`: as swap, and blocks that don't fit only as they run, from the host or from disk
+    (`stream_from`; `auto` takes the disk where the host lacks memory); `auto`: the fastest that fits.
+    """
+
+    policy: Literal["auto", "resident", "last_use", "swap", "stream"] = "auto"
+    stream_from: Literal["auto", "host", "disk"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -29,16 +30,19 @@ from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
 from ltxgen.media.files import check_free_space, check_writable
 from ltxgen.media.mp4 import estimated_bytes
+from ltxgen.models.blocks import BLOCKS
 from ltxgen.models.transformer import TransformerConfig
 from ltxgen.parallel.cost import TEXT_TOKENS, CostModel, Work
 from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
-from ltxgen.parallel.weights import BLOCKS, sharded_size
+from ltxgen.parallel.weights import sharded_size
 from ltxgen.recipe.executor import wiring_problems
+from ltxgen.recipe.forecast import ComponentSize, Forecaster, MemoryPlan, Room, StageNeed, choose_policy
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
+from ltxgen.runtime.memory import free_device_bytes, free_host_bytes
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import Setting, Stage
+from ltxgen.stage.protocol import PartRequest, Setting, Stage
 
 # Of `runtime.batch_passes`: up to how many video tokens; None is the transformer's own rule.
 BATCHED_TOKENS = {"auto": None, "always": sys.maxsize, "never": 0}
@@ -48,7 +52,7 @@ BATCHED_TOKENS = {"auto": None, "always": sys.maxsize, "never": 0}
 class Plan:
     """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
     the backend of each role and why not another, `weights` what of them each rank holds where they are sharded,
-    `compiles` whether the transformer's blocks run compiled.
+    `compiles` whether the transformer's blocks run compiled, `memory` which of them are on the device when.
 
     `problems` keep it from running anywhere, `here` from running on this machine.
     """
@@ -68,6 +72,7 @@ class Plan:
     parallel: ParallelPlan | None
     weights: Sequence[str]
     compiles: bool
+    memory: MemoryPlan | None
     here: Sequence[Problem]
 
     def require(self) -> Plan:
@@ -119,6 +124,13 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     for stage in stages.values():
         problems += stage.infer(shapes)
     problems += _output_problems(recipe)
+    memory = None
+    if not problems and parallel is not None:
+        forecaster = _forecaster(stages, resolution.artifacts, parallel)
+        room = _room(recipe, device)
+        sharded, limited = parallel.sharded_weights, device.type == "cuda"
+        memory, lacking = choose_policy(recipe.memory, forecaster, room, sharded, limited=limited)
+        here = [*here, *lacking]
     tried = {**{name: found.tried for name, found in resolution.artifacts.items()}, **resolution.tried}
     return Plan(
         recipe,
@@ -136,6 +148,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
         parallel,
         tuple(_weight_lines(parallel, stages, resolution.artifacts, dtype)),
         compiles,
+        memory,
         here,
     )
 
@@ -154,7 +167,9 @@ def _transformer_config(checkpoint: ResolvedArtifact | None) -> TransformerConfi
 
 def cost_model(recipe: Recipe, model: TransformerConfig, work: Mapping[str, Work], dtype: torch.dtype) -> CostModel:
     """Predictions for this run on `recipe.hardware`."""
-    return CostModel(model, work, recipe.hardware, recipe.parallel.processes_per_machine, dtype.itemsize)
+    machine, limit = recipe.parallel.processes_per_machine, BATCHED_TOKENS[recipe.runtime.batch_passes]
+    batched_tokens = {} if limit is None else {"batched_tokens": limit}
+    return CostModel(model, work, recipe.hardware, machine, dtype.itemsize, **batched_tokens)
 
 
 def _parallel_plan(
@@ -192,6 +207,56 @@ def _weight_lines(
             f"weights of the {name} sharded over {num_ranks} ranks: {shown_size(size.held)} of "
             f"{shown_size(size.whole)} on each, {shown_size(size.gathered)} received whenever it runs"
         )
+
+
+def _room(recipe: Recipe, device: torch.device) -> Room:
+    """What this process can have of this machine; without a GPU, of the one that predictions are for."""
+    whole = int(recipe.hardware.memory_gib * 2**30)
+    free = free_device_bytes(device) if device.type == "cuda" else whole
+    return Room(free, free_host_bytes() // recipe.parallel.processes_per_machine)
+
+
+def _forecaster(
+    stages: Mapping[str, Stage], artifacts: Mapping[str, ResolvedArtifact], parallel: ParallelPlan
+) -> Forecaster:
+    requests = {request.name: request for stage in stages.values() for request in stage.parts}
+    sizes = {
+        name: _component_size(request, artifacts, parallel) for name, request in requests.items() if name in COMPONENTS
+    }
+    needs = {
+        name: StageNeed(
+            stage.reads,
+            stage.writes,
+            [request.name for request in stage.parts if request.name in sizes],
+            stage.activation_bytes,
+            stage.makes_stream,
+        )
+        for name, stage in stages.items()
+    }
+    return Forecaster(needs, sizes)
+
+
+def _component_size(
+    request: PartRequest, artifacts: Mapping[str, ResolvedArtifact], parallel: ParallelPlan
+) -> ComponentSize:
+    name, itemsize = request.name, request.dtype.itemsize
+    options = BuildOptions()
+    if "text_encoder" in artifacts:  # which the projection is made for
+        encoder = artifacts["text_encoder"].config
+        options = BuildOptions(num_text_states=encoder.get("text_config", encoder)["num_hidden_layers"] + 1)
+    shapes = component_shapes(COMPONENTS[name], artifacts[artifact_of(name)], options)
+    prefix = f"{BLOCKS[name]}." if name in BLOCKS else None
+    rest, blocks = 0, collections.Counter[str]()
+    for key, shape in shapes.items():
+        size = math.prod(shape) * itemsize
+        if prefix is not None and key.startswith(prefix):
+            blocks[key.removeprefix(prefix).partition(".")[0]] += size
+        else:
+            rest += size
+    if blocks and parallel.sharded_weights:  # beside its part, a rank holds the block it computes with and the next one
+        held = sharded_size(name, shapes, itemsize, parallel.shape.num_ranks).held
+        return ComponentSize(held + 2 * max(blocks.values()))
+    return ComponentSize(rest, tuple(blocks.values()))
 
 
 def _attention_plan(

@@ -46,6 +46,9 @@ class Source:
         if request.loras or any(other.loras for other in later):
             self.diary.append(f"adapt {request.name} {dict(request.loras)} later {[dict(o.loras) for o in later]}")
 
+    def set_aside(self, parts: Mapping[str, Part]) -> None:
+        self.diary.append(f"set aside {' '.join(sorted(parts))}")
+
     def released(self, names: Sequence[str]) -> None:
         self.diary.append(f"free {' '.join(sorted(names))}")
         for name in names if sys.exc_info()[0] is None else ():  # a traceback still refers to them
