@@ -38,9 +38,6 @@ class Placement(Protocol):
     def local(self, tensor: Tensor) -> Tensor:
         """The rows that are held here, to be read."""
 
-    def on_device(self, tensor: Tensor) -> bool:
-        """Whether it is there also while its module isn't called."""
-
     def change(self, tensor: Tensor, change: Change, *, anew: bool = False) -> None:
         """Let `change` work on the rows that are held here, on the device that computes.
 
@@ -69,9 +66,6 @@ class Whole:
 
     def local(self, tensor: Tensor) -> Tensor:
         return tensor
-
-    def on_device(self, tensor: Tensor) -> bool:
-        return True
 
     def change(self, tensor: Tensor, change: Change, *, anew: bool = False) -> None:
         change(tensor)

@@ -114,8 +114,8 @@ class Memory:
     """Which of the model's weights are on the device when.
 
     `resident`: all, once loaded; `last_use`: of components that this or a later stage needs; `swap`: of this stage's,
-    others wait on the host; `stream`: as swap, and blocks that don't fit only as they run, from the host or from disk
-    (`stream_from`; `auto` takes the disk where the host lacks memory); `auto`: the fastest that fits.
+    others wait on the host; `stream`: as `last_use`, and blocks that don't fit only as they run, from the host or from
+    disk (`stream_from`; `auto` takes the disk where the host lacks memory); `auto`: the fastest that fits.
     """
 
     policy: Literal["auto", "resident", "last_use", "swap", "stream"] = "auto"

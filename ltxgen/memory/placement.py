@@ -85,9 +85,6 @@ class StreamedWeights:
     def local(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def on_device(self, tensor: Tensor) -> bool:
-        return id(tensor) not in self._weights
-
     def change(self, tensor: Tensor, change: Change, *, anew: bool = False) -> None:
         weight = self._weights.get(id(tensor))
         if weight is None:

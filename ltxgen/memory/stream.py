@@ -174,6 +174,8 @@ class BlockStream:
     def free(self) -> None:
         """Give back what this takes of the device."""
         self._drain()
+        if self._copies is not None:
+            self._copies.synchronize()  # nothing reads the host's memory any more, which may be given back next
         self._slots.clear()
 
     def close(self) -> None:

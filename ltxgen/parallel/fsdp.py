@@ -55,9 +55,6 @@ class ShardedWeights:
     def local(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    def on_device(self, tensor: Tensor) -> bool:
-        return True
-
     def change(self, tensor: Tensor, change: Callable[[Tensor], object], *, anew: bool = False) -> None:
         change(self.local(tensor))
 

@@ -33,16 +33,16 @@ class ComponentSize:
     def whole(self) -> int:
         return self.rest + sum(self.blocks)
 
-    def on_device(self, num_kept: int) -> int:
-        """With so many blocks on the device, and buffers through which the others come."""
-        if num_kept >= len(self.blocks):
-            return self.whole
-        largest = max(self.blocks)
-        return self.rest + largest * (num_kept + min(NUM_SLOTS, len(self.blocks) - num_kept))
+    def on_device(self, num_kept: int, *, used: bool = True) -> int:
+        """With so many blocks on the device, and while it is used also the buffers through which the others come."""
+        num_streamed = max(0, len(self.blocks) - num_kept)
+        num_slots = min(NUM_SLOTS, num_streamed) if used else 0
+        return self.whole - self.streamed(num_kept) + num_slots * max(self.blocks, default=0)
 
     def streamed(self, num_kept: int) -> int:
-        """What is on the host, or on disk, then."""
-        return max(self.blocks, default=0) * max(0, len(self.blocks) - num_kept)
+        """What is on the host, or on disk, then; all blocks are taken to be equal."""
+        num_streamed = max(0, len(self.blocks) - num_kept)
+        return sum(self.blocks) * num_streamed // max(1, len(self.blocks))
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,24 @@ class Forecaster:
         return Forecast(policy, self._peaks(policy, kept, room), kept)
 
     def _most_kept(self, name: str, peaks: Mapping[str, Peak], room: Room) -> int:
-        """The most blocks of a component with which its stages fit, given their peaks with none of them kept."""
+        """The most blocks of a component with which all stages fit, given their peaks with none of them kept."""
         size = self._sizes[name]
-        largest = max(peaks[stage].device for stage, need in self._stages.items() if name in need.components)
-        free = room.usable.device - (largest - size.on_device(0))
-        return max((count for count in range(len(size.blocks) + 1) if size.on_device(count) <= free), default=0)
+
+        def fits(count: int, position: int) -> bool:
+            stage = list(self._stages)[position]
+            used = name in self._in_use(position)
+            others = peaks[stage].device - size.on_device(0, used=used)
+            return others + size.on_device(count, used=used) <= room.usable.device
+
+        there = [position for position in range(len(self._stages)) if name in self._alive(position)]
+        counts = range(len(size.blocks), 0, -1)
+        return next((count for count in counts if all(fits(count, position) for position in there)), 0)
 
     def _peaks(self, policy: Policy, kept: Mapping[str, int], room: Room) -> dict[str, Peak]:
         peaks: dict[str, Peak] = {}
         for position, (name, stage) in enumerate(self._stages.items()):
             on_device = self._on_device(policy, position)
-            weights = FIXED_BYTES + sum(self._device_bytes(each, kept) for each in on_device)
+            weights = FIXED_BYTES + sum(self._device_bytes(each, kept, position) for each in on_device)
             # What makes a stream works while the stream is read.
             streams = [
                 each for each in self._open(position) if each.makes_stream and set(each.writes) & set(stage.reads)
@@ -152,36 +159,33 @@ class Forecaster:
                 peaks[maker] = Peak(max(peaks[maker].device, device), peaks[maker].host)
         return peaks
 
-    def _device_bytes(self, component: str, kept: Mapping[str, int]) -> int:
+    def _device_bytes(self, component: str, kept: Mapping[str, int], position: int) -> int:
         size = self._sizes[component]
-        return size.on_device(kept[component]) if component in kept else size.whole
+        return size.on_device(kept.get(component, len(size.blocks)), used=component in self._in_use(position))
 
     def _host_bytes(self, policy: Policy, position: int, on_device: set[str], kept: Mapping[str, int]) -> int:
-        """Components set aside, and blocks that are streamed from the host."""
-        if policy in ("resident", "last_use"):
-            return 0
-        total = 0
-        for component in self._alive(position):
-            size = self._sizes[component]
-            streamed = size.streamed(kept.get(component, len(size.blocks)))
-            total += 0 if policy == "stream from disk" else streamed
-            total += size.whole - streamed if component not in on_device else 0
-        return total
+        if policy == "swap":
+            return sum(self._sizes[each].whole for each in self._alive(position) - on_device)
+        if policy == "stream":
+            return sum(self._sizes[each].streamed(kept[each]) for each in self._alive(position) & kept.keys())
+        return 0
 
     def _on_device(self, policy: Policy, position: int) -> set[str]:
+        """Components of which more is there than a stream of blocks."""
         if policy == "resident":
             names = list(self._stages.values())[: position + 1]
             return {component for stage in names for component in stage.components}
-        if policy == "last_use":
-            return self._alive(position)
+        return self._in_use(position) if policy == "swap" else self._alive(position)
+
+    def _in_use(self, position: int) -> set[str]:
         return {component for stage in self._open(position) for component in stage.components}
 
     def _alive(self, position: int) -> set[str]:
         """Components that are loaded by then and not freed yet."""
         stages = list(self._stages.values())
         loaded = {component for stage in stages[: position + 1] for component in stage.components}
-        needed = {component for stage in (*stages[position:], *self._open(position)) for component in stage.components}
-        return loaded & needed
+        needed = {component for stage in stages[position:] for component in stage.components}
+        return loaded & (needed | self._in_use(position))
 
     def _open(self, position: int) -> list[StageNeed]:
         """The stage itself, and earlier ones whose streams are still to be read."""
@@ -260,7 +264,7 @@ def _refused(memory: Memory, least: Forecast, forecasts: Mapping[Policy, Forecas
         )
     fitting = [policy for policy in AUTO if policy in forecasts and forecasts[policy].fits(room)]
     if fitting:
-        way = "memory.stream_from=disk" if fitting[0] == "stream from disk" else f"memory={fitting[0]}"
+        way = "memory=stream memory.stream_from=disk" if fitting[0] == "stream from disk" else f"memory={fitting[0]}"
         advice = f"{forecasts[fitting[0]]} fits: {way}"
     else:
         advice = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -81,13 +80,11 @@ class ArtifactParts:
             self._fused[request.name].apply(loras)
 
     def set_aside(self, parts: Mapping[str, Any]) -> None:
-        if self._aside is None:
-            return
-        for name, part in parts.items():
-            if isinstance(part, nn.Module):
-                tensors = itertools.chain(part.parameters(), part.buffers())
-                self._aside.set_aside(name, [each for each in tensors if self._placement.on_device(each)])
         self._placement.set_aside(list(parts))
+        if self._aside is not None:
+            for name, part in parts.items():
+                if isinstance(part, nn.Module):
+                    self._aside.set_aside(name, [*part.parameters(), *part.buffers()])
         free_memory(self._device)
 
     def released(self, names: Sequence[str]) -> None:

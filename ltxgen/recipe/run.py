@@ -88,8 +88,7 @@ def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
     """The components of a run, as it would have them: placed on the ranks, compiled. `note` is told what that does."""
     compiling = note if plan.compiles else None
     policy = plan.memory.forecast.policy if plan.memory else "last_use"
-    swaps = policy not in ("resident", "last_use")
-    return ArtifactParts(plan.artifacts, plan.options, plan.device, _placement(plan), compiling, swaps)
+    return ArtifactParts(plan.artifacts, plan.options, plan.device, _placement(plan), compiling, policy == "swap")
 
 
 def _placement(plan: Plan) -> Placement:
