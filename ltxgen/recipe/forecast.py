@@ -70,8 +70,13 @@ class Room:
 
 @dataclass(frozen=True)
 class Peak:
+    """Bytes on the device, and on the host of what is kept there for the device."""
+
     device: int
     host: int
+
+    def __str__(self) -> str:
+        return format_bytes(self.device) + (f" (host {format_bytes(self.host)})" if self.host else "")
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,7 @@ class Forecast:
         return self.device <= room.usable.device and self.host <= room.usable.host
 
     def __str__(self) -> str:
-        host = f", {format_bytes(self.host)} of the host" if self.host else ""
-        return f"{self.policy} {format_bytes(self.device)}{host}"
+        return f"{self.policy} {Peak(self.device, self.host)}"
 
 
 @dataclass(frozen=True)
@@ -119,13 +123,14 @@ class Forecaster:
         self._sizes = sizes
         self._streamable = [name for name, size in sizes.items() if size.blocks]
 
-    def forecast(self, policy: Policy, room: Room, *, least: bool = False) -> Forecast:
-        """`stream` leaves as many blocks on the device as `room` has space for, or with `least` none."""
+    def forecast(self, policy: Policy, room: Room, num_kept: int | None = None) -> Forecast:
+        """`stream` leaves `num_kept` blocks of each component on the device; None: as many as `room` has space for."""
         kept: dict[str, int] = {}
         if policy in ("stream", "stream from disk"):
-            kept = dict.fromkeys(self._streamable, 0)
-            peaks = self._peaks(policy, kept, room)
-            kept = kept if least else {name: self._most_kept(name, peaks, room) for name in kept}
+            kept = {name: min(num_kept or 0, len(self._sizes[name].blocks)) for name in self._streamable}
+            if num_kept is None:
+                peaks = self._peaks(policy, kept, room)
+                kept = {name: self._most_kept(name, peaks, room) for name in kept}
         return Forecast(policy, self._peaks(policy, kept, room), kept)
 
     def _most_kept(self, name: str, peaks: Mapping[str, Peak], room: Room) -> int:
@@ -210,18 +215,19 @@ def choose_policy(
 ) -> tuple[MemoryPlan, list[Problem]]:
     """The policy for a run in `room`, and what is wrong with it.
 
-    Where nothing is limited, for lack of a GPU, `auto` is `last_use`, `stream` keeps no block on the device, and
-    nothing is refused. Where weights are sharded they neither move nor stream.
+    Where nothing is limited, for lack of a GPU, `auto` is `last_use`, `stream` keeps no block on the device unless told
+    to, and nothing is refused. Where weights are sharded they neither move nor stream.
     """
     known = [policy for policy in POLICIES if not sharded or policy in ("resident", "last_use")]
-    forecasts = {policy: forecaster.forecast(policy, room, least=not limited) for policy in known}
+    num_kept = memory.blocks_on_device if limited or memory.blocks_on_device else 0
+    forecasts = {policy: forecaster.forecast(policy, room, num_kept) for policy in known}
     candidates = [policy for policy in _candidates(memory) if policy in known]
     if not candidates:
         message = "needs whole weights, and these are sharded over ranks (parallel.weights); take auto or last_use"
         return MemoryPlan(forecasts["last_use"], []), [Problem("memory.policy", memory.policy, message)]
     fitting = [policy for policy in candidates if not limited or forecasts[policy].fits(room)]
     chosen = forecasts[fitting[0] if fitting else candidates[-1]]
-    others = [forecaster.forecast(policy, room, least=True) for policy in known if policy != chosen.policy]
+    others = [forecaster.forecast(policy, room, num_kept=0) for policy in known if policy != chosen.policy]
     problems = [] if fitting else [_refused(memory, chosen, forecasts, room)]
     return MemoryPlan(chosen, _lines(memory, chosen, others, room)), problems
 
@@ -245,8 +251,10 @@ def _lines(memory: Memory, chosen: Forecast, others: Sequence[Forecast], room: R
     why = " (auto)" if memory.policy == "auto" else ""
     kept = ", ".join(f"{count} blocks of the {name}" for name, count in chosen.num_kept.items())
     stays = f"; {kept} stay on the device" if kept else ""
+    peaks = ", ".join(f"{name} {peak}" for name, peak in chosen.stages.items())
     return [
         f"{chosen}{why}, at most in {chosen.largest}, of {format_bytes(room.device)} that can be had{stays}",
+        f"peak of each stage: {peaks}",
         f"others at least: {', '.join(map(str, others))}",
     ]
 

@@ -40,24 +40,15 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def _stages(plan: Plan) -> Table:
-    table = Table("stage", "reads", "writes", "components", "memory", "what")
+    table = Table("stage", "reads", "writes", "components", "what")
     broken = {problem.path.split(".")[1] for problem in plan.problems if problem.path.startswith("stages.")}
     sizes_known = not any(problem.path.startswith("request.") for problem in plan.problems)
     for name, stage in plan.stages.items():
         described = stage.describe() if sizes_known and name not in broken else {}
         parts = [request.name for request in stage.parts]
         what = "; ".join(text for key, value in described.items() if (text := _described(key, value)))
-        names = ("\n".join(each) for each in (stage.reads, stage.writes, parts))
-        table.add_row(name, *names, _memory(plan, name), what)
+        table.add_row(name, "\n".join(stage.reads), "\n".join(stage.writes), "\n".join(parts), what)
     return table
-
-
-def _memory(plan: Plan, stage: str) -> str:
-    """The predicted peak."""
-    if plan.memory is None:
-        return ""
-    peak = plan.memory.forecast.stages[stage]
-    return format_bytes(peak.device) + (f"\nhost {format_bytes(peak.host)}" if peak.host else "")
 
 
 def _described(key: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Memory policies on a GPU: the numbers of `last_use`, copies beside computing, caps. Needs one CUDA device with 4 GB."""
+"""Memory policies on a GPU: the numbers of `last_use`, and copies beside computing. Needs a CUDA device with 4 GB."""
 
 import gc
 
@@ -41,8 +41,13 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "words",
-    [("memory=swap",), ("memory=stream", "memory.stream_from=host"), ("memory=stream", "memory.stream_from=disk")],
-    ids=["swap", "host", "disk"],
+    [
+        ("memory=swap",),
+        ("memory=stream", "memory.blocks_on_device=0", "memory.stream_from=host"),
+        ("memory=stream", "memory.blocks_on_device=1", "memory.stream_from=host"),
+        ("memory=stream", "memory.blocks_on_device=0", "memory.stream_from=disk"),
+    ],
+    ids=["swap", "host", "mixed", "disk"],
 )
 def test_policies_give_the_same_latents(plain, tmp_path, words):
     found = run(tmp_path / "run", *words)

@@ -72,9 +72,11 @@ def test_steps_of_the_transformer(full_size: Plan, tokens: int, num_passes: int,
 def test_a_plan_shows_every_stages_memory(run_ltxgen, tiny_words, tmp_path: Path):
     result = run_ltxgen("plan", *tiny_words, cwd=tmp_path)
     assert result.code == 0, result.err
-    assert len(re.findall(r"│ \d[\d.]* MiB", result.out)) == 7
-    assert re.search(r"memory: last_use [\d.]+ MiB \(auto\), at most in \w+", result.out)
-    assert "others at least: resident" in " ".join(result.out.split())
+    out = " ".join(result.out.split())
+    assert re.search(r"memory: last_use [\d.]+ MiB \(auto\), at most in \w+, of 140 GiB that can be had", out)
+    (peaks,) = re.findall("memory: peak of each stage: (.*?) memory:", out)
+    assert [each.split()[0] for each in peaks.split(", ")] == list(MEASURED)
+    assert re.search(r"memory: others at least: resident [\d.]+ MiB, swap [\d.]+ MiB \(host [\d.]+ MiB\), stream", out)
 
 
 def stages_of(*, middle: int = 1) -> Forecaster:
@@ -126,12 +128,21 @@ def test_a_run_without_a_gpu_is_as_it_always_was():
     assert (forecast.policy, forecast.num_kept["net"]) == ("stream", 0)
 
 
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_given_number_of_blocks_stays(limited):
+    forecast, problems = taken(100, 100, Memory("stream", blocks_on_device=3), limited=limited)
+    assert (forecast.num_kept["net"], problems) == (3, [])
+    assert forecast.host == 7 * GIB
+    forecast, problems = taken(100, 100, Memory("stream", blocks_on_device=30), limited=limited)
+    assert (forecast.num_kept["net"], forecast.host) == (10, 0)
+
+
 def test_peaks_of_each_policy():
     forecaster = stages_of()
     peaks = {
         policy: [
             (peak.device / GIB - FIXED, peak.host / GIB)
-            for peak in forecaster.forecast(policy, AMPLE, least=True).stages.values()
+            for peak in forecaster.forecast(policy, AMPLE, num_kept=0).stages.values()
         ]
         for policy in ("resident", "last_use", "swap", "stream", "stream from disk")
     }
@@ -160,7 +171,7 @@ def test_what_cannot_fit_is_refused_with_what_would():
     assert "a smaller or shorter video, or shard the weights over more GPUs" in problem.message
     _, (problem,) = taken(13.5, 100, Memory("resident"))
     assert "refine takes 20.1 GiB" in problem.message or "upsample takes 20.1 GiB" in problem.message
-    assert "swap 13.1 GiB, 12.0 GiB of the host fits: memory=swap" in problem.message
+    assert "swap 13.1 GiB (host 12.0 GiB) fits: memory=swap" in problem.message
     _, (problem,) = taken(8, 3, Memory("stream", "host"))
     assert "8.0 GiB of the host's memory, 5.0 GiB more than the 3.0 GiB that can be used" in problem.message
     assert problem.message.endswith("fits: memory=stream memory.stream_from=disk")
