@@ -40,7 +40,10 @@ def host_buffer(num_bytes: int, device: torch.device) -> Tensor:
     buffer = torch.frombuffer(pages, dtype=torch.uint8)
     if pages.lock(buffer.data_ptr(), num_bytes):
         return buffer
-    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)  # sandboxes may forbid locking what exists
+    # A sandbox may forbid to lock what exists. CUDA keeps that error for the next one who asks.
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device=device)
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
 
 def packed_bytes(tensors: Iterable[Tensor]) -> int:

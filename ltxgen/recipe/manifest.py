@@ -46,6 +46,7 @@ def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: floa
             "numerics": plan.numerics.name,
             "noise": plan.recipe.runtime.noise,
             "compile": "blocks" if plan.compiles else "none",
+            "memory": plan.memory.forecast.policy if plan.memory else None,
         },
         "request": {
             "seed": request.seed,
