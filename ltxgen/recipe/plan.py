@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import math
@@ -37,12 +36,12 @@ from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.parallel.weights import sharded_size
 from ltxgen.recipe.executor import wiring_problems
-from ltxgen.recipe.forecast import ComponentSize, Forecaster, MemoryPlan, Room, StageNeed, choose_policy
+from ltxgen.recipe.forecast import MemoryPlan, choose_policy
+from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
-from ltxgen.runtime.memory import free_device_bytes, free_host_bytes
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import PartRequest, Setting, Stage
+from ltxgen.stage.protocol import Setting, Stage
 
 # Of `runtime.batch_passes`: up to how many video tokens; None is the transformer's own rule.
 BATCHED_TOKENS = {"auto": None, "always": sys.maxsize, "never": 0}
@@ -126,8 +125,8 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     problems += _output_problems(recipe)
     memory = None
     if not problems and parallel is not None:
-        forecaster = _forecaster(stages, resolution.artifacts, parallel)
-        room = _room(recipe, device)
+        forecaster = forecaster_of(stages, resolution.artifacts, parallel)
+        room = room_on(device, recipe.hardware, recipe.parallel.processes_per_machine)
         sharded, limited = parallel.sharded_weights, device.type == "cuda"
         memory, lacking = choose_policy(recipe.memory, forecaster, room, sharded, limited=limited)
         here = [*here, *lacking]
@@ -207,56 +206,6 @@ def _weight_lines(
             f"weights of the {name} sharded over {num_ranks} ranks: {shown_size(size.held)} of "
             f"{shown_size(size.whole)} on each, {shown_size(size.gathered)} received whenever it runs"
         )
-
-
-def _room(recipe: Recipe, device: torch.device) -> Room:
-    """What this process can have of this machine; without a GPU, of the one that predictions are for."""
-    whole = int(recipe.hardware.memory_gib * 2**30)
-    free = free_device_bytes(device) if device.type == "cuda" else whole
-    return Room(free, free_host_bytes() // recipe.parallel.processes_per_machine)
-
-
-def _forecaster(
-    stages: Mapping[str, Stage], artifacts: Mapping[str, ResolvedArtifact], parallel: ParallelPlan
-) -> Forecaster:
-    requests = {request.name: request for stage in stages.values() for request in stage.parts}
-    sizes = {
-        name: _component_size(request, artifacts, parallel) for name, request in requests.items() if name in COMPONENTS
-    }
-    needs = {
-        name: StageNeed(
-            stage.reads,
-            stage.writes,
-            [request.name for request in stage.parts if request.name in sizes],
-            stage.activation_bytes,
-            stage.makes_stream,
-        )
-        for name, stage in stages.items()
-    }
-    return Forecaster(needs, sizes)
-
-
-def _component_size(
-    request: PartRequest, artifacts: Mapping[str, ResolvedArtifact], parallel: ParallelPlan
-) -> ComponentSize:
-    name, itemsize = request.name, request.dtype.itemsize
-    options = BuildOptions()
-    if "text_encoder" in artifacts:  # which the projection is made for
-        encoder = artifacts["text_encoder"].config
-        options = BuildOptions(num_text_states=encoder.get("text_config", encoder)["num_hidden_layers"] + 1)
-    shapes = component_shapes(COMPONENTS[name], artifacts[artifact_of(name)], options)
-    prefix = f"{BLOCKS[name]}." if name in BLOCKS else None
-    rest, blocks = 0, collections.Counter[str]()
-    for key, shape in shapes.items():
-        size = math.prod(shape) * itemsize
-        if prefix is not None and key.startswith(prefix):
-            blocks[key.removeprefix(prefix).partition(".")[0]] += size
-        else:
-            rest += size
-    if blocks and parallel.sharded_weights:  # beside its part, a rank holds the block it computes with and the next one
-        held = sharded_size(name, shapes, itemsize, parallel.shape.num_ranks).held
-        return ComponentSize(held + 2 * max(blocks.values()))
-    return ComponentSize(rest, tuple(blocks.values()))
 
 
 def _attention_plan(
