@@ -406,3 +406,22 @@ def test_what_stages_are_handed(diary, tmp_path: Path):
     executor(diary).run(stages, {}, tmp_path, lambda name, tensor: recorded.append((name, tensor.tolist())))
     assert recorded == [(tmp_path, False), ("page", [1.0]), (tmp_path, True)]
     assert "3 pages" in diary
+
+
+def test_components_that_wait_for_a_later_stage_are_set_aside(diary):
+    stages = {
+        "print": printing(1),
+        "fill": Toy((), (), gives(), ("pen", "ink")),
+        "draw": Toy((), (), gives(), ("ink",)),
+        "sign": Toy(("pages",), (), lambda s, p, c: list(s["pages"]) and {}, ("pen",)),
+    }
+    executor(diary).run(stages, {}, HERE)
+    assert [line for line in diary if line.startswith(("start", "set", "free"))] == [
+        "start print",
+        "start fill",
+        "set aside pen",  # and not the press, whose pages are still to come
+        "start draw",
+        "free ink",
+        "start sign",
+        "free pen press",
+    ]
