@@ -95,7 +95,7 @@ VALUES = [
         "runtime.dtype=float16": "must be one of float32, bfloat16; did you mean 'bfloat16'?",
         "runtime.numerics=now": "runtime.numerics = now: must be one of current, launch",
         "runtime.noise=gpu": "runtime.noise = gpu: must be one of cpu, device; did you mean 'cpu'?",
-        "memory.keep=all": "memory.keep = all: must be one of last_use, run",
+        "memory.policy=all": "memory.policy = all: must be one of auto, resident, last_use, swap, stream",
         "stages.base.steps=0": "stages.base.steps = 0: must be at least 2",
         "stages.base.scale=0": "stages.base.scale = 0: must be greater than 0",
         "stages.base.guidance.video.skip_step=-1": "video.skip_step = -1: must be a whole number of at least 0",

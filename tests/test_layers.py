@@ -22,6 +22,7 @@ RANKS = {
     "diffusion": 1,
     "sampler": 2,
     "guidance": 2,
+    "memory": 2,
     "media": 2,
     "artifacts": 2,
     "attention": 2,

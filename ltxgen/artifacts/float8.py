@@ -43,7 +43,7 @@ class Float8Source:
         self.layers = frozenset(keys[name + WEIGHT].removesuffix(WEIGHT) for name in names)
         self.shapes = plain | {name + SCALE: (plain[name + WEIGHT][0], 1) for name in self.layers}
 
-    def read(self, key: str, device: torch.device, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+    def read(self, key: str, device: torch.device | None, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
         """As every source; but of a layer in fp8, what it holds, whatever `dtype`."""
         if key in self._scales:
             return self._scales.pop(key)
@@ -56,13 +56,13 @@ class Float8Source:
             return plain_rows(self._as_stored(name, device, rows), dtype)
         return self._source.read(key, device, dtype, rows)
 
-    def _scaled(self, name: str, device: torch.device, dtype: torch.dtype, rows: slice) -> Scaled:
+    def _scaled(self, name: str, device: torch.device | None, dtype: torch.dtype, rows: slice) -> Scaled:
         if name in self.stored:
             return self._as_stored(name, device, rows)
         # Through `dtype`, in which LoRAs are added as well: without one, fused weights are the loaded ones.
         return scaled_rows(self._source.read(name + WEIGHT, device, dtype, rows))
 
-    def _as_stored(self, name: str, device: torch.device, rows: slice) -> Scaled:
+    def _as_stored(self, name: str, device: torch.device | None, rows: slice) -> Scaled:
         values = self._source.read(name + WEIGHT, device, FLOAT8, rows)
         scale = self._source.read(name + SCALE, device, torch.float32)
         num_rows = self._source.shapes[name + WEIGHT][0]

@@ -16,7 +16,7 @@ from torch import nn
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, BuildOptions, ComponentSpec
 from ltxgen.artifacts.float8 import SCALE, Float8Source
-from ltxgen.artifacts.placement import WHOLE, Placement
+from ltxgen.artifacts.placement import WHOLE, Placement, ReadRows
 from ltxgen.artifacts.safetensors_file import ALL_ROWS, BadFile
 from ltxgen.artifacts.source import FileSource, TensorSource
 from ltxgen.artifacts.synthetic import SyntheticSource
@@ -29,9 +29,9 @@ OnTensor = Callable[[str, int], None]  # module key, bytes
 
 
 class ReadTensor(Protocol):
-    """Reads a tensor, or rows of it, by its key in the module."""
+    """Reads a tensor, or rows of it, by its key in the module; without a device it is where the source has it."""
 
-    def __call__(self, key: str, device: torch.device, rows: slice = ALL_ROWS) -> torch.Tensor: ...
+    def __call__(self, key: str, device: torch.device | None, rows: slice = ALL_ROWS) -> torch.Tensor: ...
 
 
 def load_component(
@@ -70,7 +70,7 @@ def _load(
     placement: Placement,
     on_tensor: OnTensor | None,
 ) -> nn.Module:
-    with open_source(artifact, spec, options) as source:
+    with open_source(artifact, spec, options, device) as source:
         module = build_on_meta(spec, artifact, options, source.shapes)
         wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
         file_keys = spec.file_keys(source.shapes)
@@ -78,11 +78,10 @@ def _load(
             raise ValueError("; ".join(problems))
         placement.prepare(spec.name, module)
         state: dict[str, torch.Tensor] = {}
-        for key, like in module.state_dict().items():
-            held = source.read(file_keys[key], device, dtype, placement.rows(like))
-            state[key] = placement.assemble(held, like)
+        for key, like in module.state_dict(keep_vars=True).items():
+            state[key] = placement.place(like, _reader(source, file_keys[key], device, dtype))
             if on_tensor is not None:
-                on_tensor(key, held.numel() * held.element_size())
+                on_tensor(key, placement.local(state[key]).nbytes)
     module.load_state_dict(state, assign=True)
     module.eval().requires_grad_(False)
     materialize = getattr(module, "materialize_buffers", None)  # Gemma's tables, which no file holds
@@ -91,27 +90,44 @@ def _load(
     return module
 
 
+def _reader(source: TensorSource, key: str, device: torch.device, dtype: torch.dtype) -> ReadRows:
+    def read(rows: slice = ALL_ROWS, *, move: bool = True) -> torch.Tensor:
+        return source.read(key, device if move else None, dtype, rows)
+
+    return read
+
+
 @contextmanager
 def tensor_reader(
-    component: str | ComponentSpec, artifact: ResolvedArtifact, dtype: torch.dtype, options: BuildOptions | None = None
+    component: str | ComponentSpec,
+    artifact: ResolvedArtifact,
+    dtype: torch.dtype,
+    options: BuildOptions | None = None,
+    made_on: torch.device | str | None = None,
 ) -> Iterator[ReadTensor]:
     """Reads single tensors of a component again, by module key, as the module built with `options` holds them.
 
-    LoRAs are taken out this way without a kept copy.
+    LoRAs are taken out this way without a kept copy. `made_on` is the device that the component was loaded for:
+    synthetic tensors are made there.
     """
     spec = COMPONENTS[component] if isinstance(component, str) else component
-    with open_source(artifact, spec, options or BuildOptions()) as source:
+    with open_source(artifact, spec, options or BuildOptions(), made_on) as source:
         file_keys = spec.file_keys(source.shapes)
 
-        def read(key: str, device: torch.device, rows: slice = ALL_ROWS) -> torch.Tensor:
+        def read(key: str, device: torch.device | None, rows: slice = ALL_ROWS) -> torch.Tensor:
             return source.read(file_keys[key], device, dtype, rows)
 
         yield read
 
 
-def open_source(artifact: ResolvedArtifact, spec: ComponentSpec, options: BuildOptions) -> TensorSource:
-    """The artifact's tensors: all of its file, or the component's own for the synthetic source. Raises BadFile."""
-    source = _stored_source(artifact, spec, options)
+def open_source(
+    artifact: ResolvedArtifact, spec: ComponentSpec, options: BuildOptions, made_on: torch.device | str | None = None
+) -> TensorSource:
+    """The artifact's tensors: all of its file, or the component's own for the synthetic source. Raises BadFile.
+
+    Synthetic tensors are made on the device `made_on`, or without one where they are read to.
+    """
+    source = _stored_source(artifact, spec, options, made_on)
     if spec.name != "transformer":
         return source
     try:
@@ -121,12 +137,14 @@ def open_source(artifact: ResolvedArtifact, spec: ComponentSpec, options: BuildO
         raise
 
 
-def _stored_source(artifact: ResolvedArtifact, spec: ComponentSpec, options: BuildOptions) -> TensorSource:
+def _stored_source(
+    artifact: ResolvedArtifact, spec: ComponentSpec, options: BuildOptions, made_on: torch.device | str | None
+) -> TensorSource:
     if artifact.path is not None:
         return FileSource(artifact.path)
     shapes = component_shapes(spec, artifact, options)
     in_file = {spec.keys.file_key(key): shape for key, shape in shapes.items()}
-    return SyntheticSource(in_file, artifact.seed, component=spec.name)
+    return SyntheticSource(in_file, artifact.seed, component=spec.name, made_on=made_on)
 
 
 def component_shapes(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -130,52 +131,69 @@ def fuse(
     keep_original: Keep | None = None,
     plain: Reload | None = None,
     placement: Placement = WHOLE,
+    files: ExitStack | None = None,
 ) -> dict[str, torch.Tensor]:
     """Add LoRAs to the live weights of `module`, in place, pair by pair; strengths of 0 are skipped.
 
     Of each weight, the rows that `placement` holds here are changed. A layer in fp8 gets its sum from the plain weight,
     read through `plain`, and is scaled afterwards: added to what it holds, most of a LoRA would be rounded away.
     Returns the weights as they were, by parameter name, on their device or the CPU (empty for keep_original=None). Give
-    them to `restore`.
+    them to `restore`. The LoRAs' files stay open in `files`: a placement that reads weights anew adds to them each
+    time.
     """
     originals: dict[str, torch.Tensor] = {}
     weights = linear_weights(module)
     active = [(lora, strength) for lora, strength in loras if strength != 0]
+
+    def keep(key: str, held: torch.Tensor) -> None:
+        if keep_original is not None:
+            target = held.device if keep_original == "device" else torch.device("cpu")
+            originals[key] = held.detach().to(target, copy=True)
+
+    def add(name: str, rows: slice, weight: torch.Tensor) -> None:
+        delta = _delta(name, weight, rows, active, sources)
+        keep(f"{name}.weight", weight)
+        weight.add_(delta)
+
     with ExitStack() as stack, torch.no_grad():
         sources = [stack.enter_context(open_lora(lora.artifact, weights)) for lora, _ in active]
         read_plain = stack.enter_context(plain()) if plain is not None and active else None
         try:
             for name in touched_modules([lora for lora, _ in active], weights):
                 layer = module.get_submodule(name)
-                for key, held in held_tensors(module, name, placement) if keep_original is not None else ():
-                    target = held.device if keep_original == "device" else torch.device("cpu")
-                    originals[key] = held.detach().to(target, copy=True)
                 parameter = module.get_parameter(f"{name}.weight")
                 rows = placement.rows(parameter)
                 if isinstance(layer, Float8Linear):
                     assert read_plain is not None, f"{name} is in fp8: its plain weight has to come from somewhere"
+                    for key, held in held_tensors(module, name):
+                        keep(key, placement.local(held))
                     weight = read_plain(f"{name}.weight", parameter.device, rows)
                     layer.hold(weight.add_(_delta(name, weight, rows, active, sources)))
                 else:
-                    weight = placement.local(parameter)
-                    weight.add_(_delta(name, weight, rows, active, sources))
+                    placement.change(parameter, partial(add, name, rows))
         except BaseException:
             restore(module, originals, placement)  # half-fused weights must not be mistaken for clean ones
             raise
+        if files is not None:
+            files.push(stack.pop_all())
     return originals
 
 
-def held_tensors(module: nn.Module, name: str, placement: Placement = WHOLE) -> list[tuple[str, torch.Tensor]]:
+def held_tensors(module: nn.Module, name: str) -> list[tuple[str, torch.Tensor]]:
     """What a linear layer's weight is held in, by parameter name: itself and, in fp8, its scales."""
     suffixes = (".weight", SCALE) if isinstance(module.get_submodule(name), Float8Linear) else (".weight",)
-    return [(name + suffix, placement.local(module.get_parameter(name + suffix))) for suffix in suffixes]
+    return [(name + suffix, module.get_parameter(name + suffix)) for suffix in suffixes]
 
 
 def restore(module: nn.Module, originals: Mapping[str, torch.Tensor], placement: Placement = WHOLE) -> None:
     """Put kept weights back, bit for bit."""
     with torch.no_grad():
         for name, original in originals.items():
-            placement.local(module.get_parameter(name)).copy_(original)
+            placement.change(module.get_parameter(name), partial(_fill, original), anew=True)
+
+
+def _fill(content: torch.Tensor, tensor: torch.Tensor) -> None:
+    tensor.copy_(content)
 
 
 def touched_modules(loras: Sequence[Lora], weights: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
@@ -212,6 +230,7 @@ class FusedLoras:
         self._plain = plain if has_float8 else None
         self._placement = placement
         self._originals: dict[str, torch.Tensor] = {}
+        self._files = ExitStack()
         self._identity: tuple[tuple[object, float], ...] = ()
         self.fusion = Fusion()
 
@@ -236,7 +255,12 @@ class FusedLoras:
         )
         try:
             self._originals = fuse(
-                self._module, matched, keep_original=self._keep, plain=self._plain, placement=self._placement
+                self._module,
+                matched,
+                keep_original=self._keep,
+                plain=self._plain,
+                placement=self._placement,
+                files=self._files,
             )
         except BaseException:
             if self._keep is None:
@@ -252,9 +276,14 @@ class FusedLoras:
             self._read_again(self.fusion.modules)
         else:
             restore(self._module, self._originals, self._placement)
+        self.close()
         self._originals = {}
         self._identity = ()
         self.fusion = Fusion()
+
+    def close(self) -> None:
+        """Close the LoRAs' files: the weights won't be used any more, or hold none."""
+        self._files.close()
 
     def _read_again(self, modules: Sequence[str]) -> None:
         if not modules:
@@ -262,9 +291,13 @@ class FusedLoras:
         assert self._reload is not None, "checked when this was made"
         with self._reload() as read, torch.no_grad():
             for name in modules:
-                rows = self._placement.rows(self._module.get_parameter(f"{name}.weight"))
-                for key, held in held_tensors(self._module, name, self._placement):
-                    held.copy_(read(key, held.device, rows))
+                for key, parameter in held_tensors(self._module, name):
+                    rows = self._placement.rows(parameter)
+
+                    def fill(held: torch.Tensor, key: str = key, rows: slice = rows) -> None:
+                        held.copy_(read(key, held.device, rows))
+
+                    self._placement.change(parameter, fill, anew=True)
 
 
 def _delta(

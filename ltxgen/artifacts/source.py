@@ -23,9 +23,9 @@ class TensorSource(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
-    def read(self, key: str, device: torch.device, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
-        """A tensor, or consecutive rows of it, in memory of its own on `device`; floating ones in `dtype`, others as
-        stored."""
+    def read(self, key: str, device: torch.device | None, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+        """A tensor, or consecutive rows of it, in memory of its own on `device`, or with None where the source has it;
+        floating ones in `dtype`, others as stored."""
 
     def __enter__(self) -> Self: ...
 
@@ -58,7 +58,7 @@ class FileSource:
         """The format's own name of the dtype (`BF16`, `F8_E4M3`)."""
         return self._file_of[key].header.tensors[key].dtype
 
-    def read(self, key: str, device: torch.device, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+    def read(self, key: str, device: torch.device | None, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
         stored = self._file_of[key].read(key, rows)
         return stored.to(device=device, dtype=dtype if stored.is_floating_point() else stored.dtype)
 

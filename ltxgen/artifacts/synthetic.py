@@ -60,16 +60,28 @@ def synthetic_artifact(spec: ArtifactSpec) -> ResolvedArtifact | Problem:
 
 
 class SyntheticSource:
-    """Makes each tensor when it is read, on the device that wants it."""
+    """Makes each tensor when it is read, on the device `made_on`, or without one where it is read to.
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int, *, component: str = "") -> None:
+    What is made differs from device to device.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        seed: int,
+        *,
+        component: str = "",
+        made_on: torch.device | str | None = None,
+    ) -> None:
         self.shapes = shapes
+        self._made_on = None if made_on is None else torch.device(made_on)
         self._seed = seed
         self._component = component
 
-    def read(self, key: str, device: torch.device, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
-        whole = seeded_tensor(self._seed, key, self.shapes[key], device, dtype, component=self._component)
-        return whole if rows == ALL_ROWS else whole[rows].clone()
+    def read(self, key: str, device: torch.device | None, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
+        where = self._made_on or device or torch.device("cpu")
+        made = seeded_tensor(self._seed, key, self.shapes[key], where, dtype, component=self._component)
+        return (made if rows == ALL_ROWS else made[rows].clone()).to(device or where)
 
     def __enter__(self) -> Self:
         return self

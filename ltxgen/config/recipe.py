@@ -112,9 +112,18 @@ class Output:
 
 @dataclass(frozen=True)
 class Memory:
-    """`keep: last_use` frees a component after the last stage that needs it, `run` keeps all until the end."""
+    """Which of the model's weights are on the device when.
 
-    keep: Literal["last_use", "run"] = "last_use"
+    `resident`: all, once loaded; `last_use`: of components that this or a later stage needs; `swap`: of this stage's,
+    others wait on the host; `stream`: as `last_use`, and blocks that don't fit only as they run, from the host or from
+    disk (`stream_from`; `auto` takes the disk where the host lacks memory); `auto`: the fastest that fits.
+
+    So many `blocks_on_device` of the transformer, and of the text encoder, don't stream; null: as many as fit.
+    """
+
+    policy: Literal["auto", "resident", "last_use", "swap", "stream"] = "auto"
+    stream_from: Literal["auto", "host", "disk"] = "auto"
+    blocks_on_device: NonNegativeInt | None = None
 
 
 @dataclass(frozen=True)

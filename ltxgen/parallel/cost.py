@@ -14,7 +14,8 @@ from typing import Any
 
 from ltxgen.config.hardware import Hardware
 from ltxgen.diffusion.pair import Pair
-from ltxgen.models.transformer import TransformerConfig
+from ltxgen.models.transformer import BATCHED_TOKENS, TransformerConfig
+from ltxgen.models.transformer.activations import activation_bytes, hidden_bytes
 from ltxgen.models.transformer.flops import block_parameters, pass_flops
 from ltxgen.parallel.guidance import GuidedPass, busiest, deal
 from ltxgen.parallel.shape import MeshShape
@@ -24,8 +25,6 @@ TEXT_TOKENS = 1024  # what the text encoder is padded to
 # Bytes that the memory-bound kernels of a block move for a token, in parts of the token's own bytes: of compiled
 # forwards profiled on one H200, 67 at 6144 tokens and 62 at 24576 (docs/parallel.md).
 BLOCK_PASSES = 64
-# What a block keeps at its widest, the feed-forward: its 4 C and what else is alive, in parts of a token's bytes.
-ACTIVATIONS = 14
 BLOCK_LAUNCH_SECONDS = 2e-3  # what the host takes to launch a compiled block, below which no size is faster
 MERGE_PASSES = 8  # of a token's bytes, to merge a partial result of the ring in fp32
 COLLECTIVE_SECONDS = 20e-6  # start-up of one exchange; a block has eight with Ulysses
@@ -55,13 +54,17 @@ class StepCost:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Predictions for a transformer whose values take `bytes_per_value`, on machines with `ranks_per_machine` each."""
+    """Predictions for a transformer whose values take `bytes_per_value`, on machines with `ranks_per_machine` each.
+
+    `batched_tokens`: up to so many video tokens the passes of a step run as one batch.
+    """
 
     config: TransformerConfig
     stages: Mapping[str, Work]
     hardware: Hardware
     ranks_per_machine: int = 1
     bytes_per_value: int = 2
+    batched_tokens: int = BATCHED_TOKENS
 
     def run_seconds(self, shape: MeshShape, sharded: bool = False) -> float:
         """All steps of all stages, each with the same ranks in the shape that suits it."""
@@ -98,17 +101,20 @@ class CostModel:
         weights = self.config.num_layers * block_parameters(self.config) * self.bytes_per_value
         if sharded:  # beside its part, a rank holds the block it computes with and the next one
             weights = weights // shape.num_ranks + 2 * weights // self.config.num_layers
-        tokens = (
-            self._token_bytes(work.tokens) // self.stage_shape(work, shape).num_shards for work in self.stages.values()
-        )
-        return weights + ACTIVATIONS * max(tokens, default=0)
+        return weights + max((self.activation_bytes(work, shape) for work in self.stages.values()), default=0)
+
+    def activation_bytes(self, work: Work, shape: MeshShape) -> int:
+        """What a stage's steps take on each rank beside the weights."""
+        used = self.stage_shape(work, shape)
+        num_passes = math.ceil(max(map(len, work.steps), default=0) / used.guidance)
+        as_batch = (work.tokens.video or 0) <= self.batched_tokens
+        return activation_bytes(self._token_bytes(work.tokens) // used.num_shards, num_passes, as_batch=as_batch)
 
     def fits(self, shape: MeshShape, sharded: bool = False) -> bool:
         return self.memory_bytes(shape, sharded) <= USABLE * self.hardware.memory_gib * 2**30
 
     def _token_bytes(self, tokens: Pair[int]) -> int:
-        video = (tokens.video or 0) * self.config.video.width
-        return (video + (tokens.audio or 0) * self.config.audio.width) * self.bytes_per_value
+        return hidden_bytes(self.config, tokens.video or 0, tokens.audio or 0, self.bytes_per_value)
 
     def _exchange(
         self, passes: Sequence[Any], tokens: Pair[int], shape: MeshShape, sharded: bool, arithmetic: float

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from ltxgen.parallel.weights import BLOCKS, rows_of_rank
+from ltxgen.models.blocks import BLOCKS
+from ltxgen.parallel.weights import rows_of_rank
 
 
 class ShardedWeights:
@@ -43,7 +44,8 @@ class ShardedWeights:
             return slice(None)
         return rows_of_rank(tensor.shape[0], self.mesh.size(), self.mesh.get_local_rank())
 
-    def assemble(self, held: Tensor, like: Tensor) -> Tensor:
+    def place(self, like: Tensor, read: Callable[[slice], Tensor]) -> Tensor:
+        held = read(self.rows(like))
         if not isinstance(like, DTensor):
             return held
         return DTensor.from_local(
@@ -52,6 +54,12 @@ class ShardedWeights:
 
     def local(self, tensor: Tensor) -> Tensor:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def change(self, tensor: Tensor, change: Callable[[Tensor], object], *, anew: bool = False) -> None:
+        change(self.local(tensor))
+
+    def set_aside(self, names: Sequence[str]) -> None:
+        pass
 
     def released(self, names: Sequence[str]) -> None:
         if not BLOCKS.keys().isdisjoint(names):

@@ -1,4 +1,4 @@
-"""How weights are cut into equal parts, one a rank: plain numbers, known before any process starts."""
+"""How the blocks' weights are cut into equal parts, one a rank: plain numbers, known before any process starts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-BLOCKS: Mapping[str, str] = {"transformer": "transformer_blocks", "text_encoder": "model.layers"}
-"""The components whose weights are sharded, and the list of equal modules that holds nearly all of them. What they have
-beside it, and every other component, is whole on each rank."""
+from ltxgen.models.blocks import BLOCKS
 
 
 def rows_of_rank(num_rows: int, num_ranks: int, rank: int) -> slice:

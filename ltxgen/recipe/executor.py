@@ -20,11 +20,13 @@ class PartSource(Protocol):
     """Where components come from.
 
     `build` loads one; `adapt` fits a loaded one to a request (its LoRAs), `later` being the requests still to come for
-    it; `released` is told the names that were freed.
+    it; `set_aside` is given those that wait for a later stage, which calls `adapt` first; `released` is told the names
+    that were freed.
     """
 
     def build(self, request: PartRequest) -> Any: ...
     def adapt(self, part: Any, request: PartRequest, later: Sequence[PartRequest]) -> None: ...
+    def set_aside(self, parts: Mapping[str, Any]) -> None: ...
     def released(self, names: Sequence[str]) -> None: ...
 
 
@@ -112,6 +114,7 @@ class StageExecutor:
                 self._run_stage(name, stage, rest, state, RunContextMaker(folder, record))
                 self._drop_values(stage, rest, state)
                 self._free(keeping=self._needed(rest))
+                self._set_aside(rest)
         finally:
             self._held.clear()
             self._free(keeping=set())
@@ -179,6 +182,12 @@ class StageExecutor:
             return set(self._built)
         requested = {request.name for stage in rest for request in stage.parts}
         return requested.union(*self._held.values())
+
+    def _set_aside(self, rest: Sequence[Stage]) -> None:
+        """All that the next stage has no use for."""
+        used = {request.name for stage in rest[:1] for request in stage.parts}.union(*self._held.values())
+        if waiting := {name: part for name, part in self._built.items() if name not in used}:
+            self._source.set_aside(waiting)
 
     def _free(self, keeping: set[str]) -> None:
         freed = [name for name in self._built if name not in keeping]

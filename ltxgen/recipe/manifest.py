@@ -47,6 +47,7 @@ def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: floa
             "noise": plan.recipe.runtime.noise,
             "precision": plan.recipe.precision.kind,
             "compile": "blocks" if plan.compiles else "none",
+            "memory": plan.memory.forecast.policy if plan.memory else None,
         },
         "request": {
             "seed": request.seed,

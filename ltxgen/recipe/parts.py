@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.cache_folder import cache_folder
@@ -16,6 +17,7 @@ from ltxgen.artifacts.load import load_component, tensor_reader
 from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.tokenizer import load_tokenizer
+from ltxgen.memory.aside import Aside
 from ltxgen.models.transformer import Transformer
 from ltxgen.runtime.environment import use_compile_cache
 from ltxgen.runtime.memory import free_memory
@@ -33,7 +35,7 @@ class ArtifactParts:
     """Loads components straight to `device`, as far as `placement` has them there.
 
     LoRAs are fused into the live weights and read back out of the file. With `compiling`, a function for notes, the
-    transformer's blocks run compiled.
+    transformer's blocks run compiled. With `swaps`, components that wait for a later stage do so on the host.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ArtifactParts:
         device: torch.device,
         placement: Placement = WHOLE,
         compiling: Callable[[str], None] | None = None,
+        swaps: bool = False,
     ) -> None:
         self._compiling = compiling
         self._artifacts = artifacts
@@ -50,6 +53,7 @@ class ArtifactParts:
         self._device = device
         self._placement = placement
         self._fused: dict[str, FusedLoras] = {}
+        self._aside = Aside(device) if swaps else None
 
     def build(self, request: PartRequest) -> Any:
         artifact = self._artifacts[artifact_of(request.name)]
@@ -66,7 +70,7 @@ class ArtifactParts:
             compile_blocks(module, self._compiling)
         # Most runs fuse LoRAs once and never take them out: no copy of the weights is kept, the file still has them.
         reload, plain = (
-            functools.partial(tensor_reader, request.name, artifact, request.dtype, options)
+            functools.partial(tensor_reader, request.name, artifact, request.dtype, options, self._device)
             for options in (self._options, dataclasses.replace(self._options, float8=None))
         )
         self._fused[request.name] = FusedLoras(
@@ -75,12 +79,25 @@ class ArtifactParts:
         return module
 
     def adapt(self, part: Any, request: PartRequest, later: Sequence[PartRequest]) -> None:
+        if self._aside is not None:
+            self._aside.bring_back(request.name)
         if request.name in self._fused:
             loras = [(self._artifacts[lora_artifact(name)], strength) for name, strength in request.loras]
             self._fused[request.name].apply(loras)
 
+    def set_aside(self, parts: Mapping[str, Any]) -> None:
+        self._placement.set_aside(list(parts))
+        if self._aside is not None:
+            for name, part in parts.items():
+                if isinstance(part, nn.Module):
+                    self._aside.set_aside(name, [*part.parameters(), *part.buffers()])
+        free_memory(self._device)
+
     def released(self, names: Sequence[str]) -> None:
-        for name in names:
-            self._fused.pop(name, None)
+        if self._aside is not None:
+            self._aside.released(names)
         self._placement.released(names)
+        for name in names:  # after the placement, which may be reading them ahead
+            if fused := self._fused.pop(name, None):
+                fused.close()
         free_memory(self._device)

@@ -29,13 +29,16 @@ from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
 from ltxgen.media.files import check_free_space, check_writable
 from ltxgen.media.mp4 import estimated_bytes
+from ltxgen.models.blocks import BLOCKS
 from ltxgen.models.transformer import TransformerConfig
 from ltxgen.models.transformer.graphs import GRAPHED_TOKENS
 from ltxgen.parallel.cost import TEXT_TOKENS, CostModel, Work
 from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
-from ltxgen.parallel.weights import BLOCKS, sharded_size
+from ltxgen.parallel.weights import sharded_size
 from ltxgen.recipe.executor import wiring_problems
+from ltxgen.recipe.forecast import MemoryPlan, choose_policy
+from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
@@ -50,7 +53,7 @@ BATCHED_TOKENS = {"auto": None, "always": sys.maxsize, "never": 0}
 class Plan:
     """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
     the backend of each role and why not another, `weights` what of them each rank holds where they are sharded,
-    `compiles` whether the transformer's blocks run compiled.
+    `compiles` whether the transformer's blocks run compiled, `memory` which of them are on the device when.
 
     `problems` keep it from running anywhere, `here` from running on this machine.
     """
@@ -70,6 +73,7 @@ class Plan:
     parallel: ParallelPlan | None
     weights: Sequence[str]
     compiles: bool
+    memory: MemoryPlan | None
     here: Sequence[Problem]
 
     def require(self) -> Plan:
@@ -131,6 +135,13 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     for stage in stages.values():
         problems += stage.infer(shapes)
     problems += _output_problems(recipe)
+    memory = None
+    if not problems and parallel is not None:
+        forecaster = forecaster_of(stages, resolution.artifacts, parallel)
+        room = room_on(device, recipe.hardware, recipe.parallel.processes_per_machine)
+        sharded, limited = parallel.sharded_weights, device.type == "cuda"
+        memory, lacking = choose_policy(recipe.memory, forecaster, room, sharded, limited=limited)
+        here = [*here, *lacking, *_unmoved_problems(memory, float8)]
     tried = {**{name: found.tried for name, found in resolution.artifacts.items()}, **resolution.tried}
     return Plan(
         recipe,
@@ -148,12 +159,20 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
         parallel,
         tuple(_weight_lines(parallel, stages, resolution.artifacts, dtype)),
         compiles,
+        memory,
         here,
     )
 
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
     return {name: config.build(name, setting) for name, config in recipe.stages.items()}
+
+
+def _unmoved_problems(memory: MemoryPlan | None, float8: Any) -> list[Problem]:
+    if float8 is None or memory is None or memory.forecast.policy in ("resident", "last_use"):
+        return []
+    message = f"weights in fp8 stay on the GPU, and memory is {memory.forecast.policy}; use precision=none"
+    return [Problem("precision.kind", "fp8", message)]
 
 
 def _transformer_config(checkpoint: ResolvedArtifact | None) -> TransformerConfig | None:
@@ -172,7 +191,9 @@ def cost_model(
     if device.type == "cuda":
         here = torch.cuda.get_device_properties(device).total_memory / 2**30
         hardware = dataclasses.replace(hardware, memory_gib=min(hardware.memory_gib, here))
-    return CostModel(model, work, hardware, recipe.parallel.processes_per_machine, dtype.itemsize)
+    machine, limit = recipe.parallel.processes_per_machine, BATCHED_TOKENS[recipe.runtime.batch_passes]
+    batched_tokens = {} if limit is None else {"batched_tokens": limit}
+    return CostModel(model, work, hardware, machine, dtype.itemsize, **batched_tokens)
 
 
 def _parallel_plan(

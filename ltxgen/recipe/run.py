@@ -9,16 +9,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
 
-from ltxgen.artifacts.placement import WHOLE
+from ltxgen.artifacts.components import artifact_of
+from ltxgen.artifacts.load import ReadTensor, tensor_reader
+from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.config.errors import Problem
 from ltxgen.diffusion.noise import NoiseSource
+from ltxgen.memory.placement import StreamedWeights
 from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.executor import StageExecutor
 from ltxgen.recipe.manifest import write_manifest, write_recipe
@@ -65,9 +68,8 @@ def run_into(
             tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
     noise = NoiseSource(recipe.request.seed, device=plan.device, dtype=plan.dtype, draw_on=recipe.runtime.noise)
-    executor = StageExecutor(
-        parts_of(plan, progress.note), progress, functools.partial(MemoryMeter, plan.device), recipe.memory.keep
-    )
+    keep = "run" if recipe.memory.policy == "resident" else "last_use"
+    executor = StageExecutor(parts_of(plan, progress.note), progress, functools.partial(MemoryMeter, plan.device), keep)
     stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
     progress.plan(list(stages))
     with torch.inference_mode():
@@ -84,9 +86,23 @@ def run_into(
 
 def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
     """The components of a run, as it would have them: placed on the ranks, compiled. `note` is told what that does."""
-    placement = plan.parallel.placement(plan.device.type) if plan.parallel else None
     compiling = note if plan.compiles else None
-    return ArtifactParts(plan.artifacts, plan.options, plan.device, placement or WHOLE, compiling)
+    policy = plan.memory.forecast.policy if plan.memory else "last_use"
+    return ArtifactParts(plan.artifacts, plan.options, plan.device, _placement(plan), compiling, policy == "swap")
+
+
+def _placement(plan: Plan) -> Placement:
+    sharded = plan.parallel.placement(plan.device.type) if plan.parallel else None
+    if sharded is not None or plan.memory is None or not plan.memory.forecast.num_kept:
+        return sharded or WHOLE
+
+    def read_again(component: str) -> AbstractContextManager[ReadTensor]:
+        artifact = plan.artifacts[artifact_of(component)]
+        return tensor_reader(component, artifact, plan.dtype, plan.options, plan.device)
+
+    forecast = plan.memory.forecast
+    source: Literal["host", "disk"] = "disk" if forecast.policy == "stream from disk" else "host"
+    return StreamedWeights(plan.device, forecast.num_kept, source, read_again)
 
 
 def _writing_nothing(stage: Stage) -> Stage:
@@ -104,6 +120,7 @@ class Drop:
     parts: Sequence[PartRequest] = ()
     size_multiple = 1
     num_passes = 0
+    makes_stream = False
     work = None
 
     def __init__(self, reads: Sequence[str]) -> None:
@@ -111,6 +128,9 @@ class Drop:
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         return []
+
+    def activation_bytes(self, free_bytes: int) -> int:
+        return 0
 
     def describe(self) -> dict[str, Any]:
         return {}

@@ -31,6 +31,8 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(f"attention of {line}")
     for line in [] if plan.parallel is None else plan.parallel.lines():
         console.print(f"parallel: {line}")
+    for line in [] if plan.memory is None else plan.memory.lines:
+        console.print(f"memory: {line}")
     for line in plan.weights:
         console.print(line)
     for note in [*plan.notes, *(f"not on this machine: {problem}" for problem in plan.here)]:

@@ -10,11 +10,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+import psutil
 import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets VmHWM to the current resident size
+_CGROUP = Path("/sys/fs/cgroup")
+# In cgroups v2 and v1: the limit, what is used, and how much of it is files' pages, which can be dropped.
+_CONTAINER_FILES = (
+    ("memory.max", "memory.current", "inactive_file", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file", "memory/memory.stat"),
+)
 _SAMPLE_SECONDS = 0.02
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
@@ -129,6 +136,20 @@ def free_device_bytes(device: torch.device) -> int:
     cached = torch.cuda.memory_reserved(device) - allocated
     share = torch.cuda.get_per_process_memory_fraction(device)
     return min(free + cached, int(share * total) - allocated)
+
+
+def free_host_bytes() -> int:
+    """What this process can still have of the machine's memory, and of its container's share."""
+    free = [psutil.virtual_memory().available]
+    for limit, used, cached, statistics in _CONTAINER_FILES:
+        try:
+            whole = int((_CGROUP / limit).read_text())
+            taken = int((_CGROUP / used).read_text())
+            found = re.search(rf"^{cached} (\d+)$", (_CGROUP / statistics).read_text(), re.MULTILINE)
+        except (OSError, ValueError):  # no such file in this version of cgroups, or `max`: no limit
+            continue
+        free.append(whole - taken + (int(found[1]) if found else 0))
+    return max(0, min(free))
 
 
 class _ProcessPeak:

@@ -16,9 +16,12 @@ from ltxgen.models.video_vae import (
     Decoder,
     Kernels,
     Tiling,
+    VideoVAEConfig,
     blend_tiles,
+    decode_cost,
     decoder_for,
     fit_tiling,
+    least_bytes,
     list_tiles,
     tile_decoder,
     why_not_fused,
@@ -73,6 +76,7 @@ class DecodeVideo:
 
     size_multiple = 1
     num_passes = 0
+    makes_stream = True
     work = None
 
     def __init__(self, config: DecodeVideoConfig, name: str, setting: Setting) -> None:
@@ -100,6 +104,15 @@ class DecodeVideo:
         if self.config.kernels == "fused" and obstacle is not None:
             problems.append(Problem(f"{where}.kernels", "fused", f"{obstacle}; take auto or plain"))
         return problems
+
+    def activation_bytes(self, free_bytes: int) -> int:
+        assert self.size is not None, "asked of plans that can run"
+        config = VideoVAEConfig.from_metadata(self.setting.artifacts["checkpoint"].config["vae"])
+        cost = decode_cost(config, self.setting.device, self.setting.dtype, self.config.kernels)
+        if self.tiling != "auto":
+            return cost.peak_bytes(self.size, self.tiling)
+        usable = max(int(_SHARE_OF_FREE_MEMORY * free_bytes), least_bytes(cost, self.size))
+        return cost.peak_bytes(self.size, fit_tiling(cost, self.size, usable))
 
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {

@@ -59,6 +59,8 @@ class DenoiseConfig:
 class Denoise:
     """Writes `<name>.video` (1,C,F,H,W) and `<name>.audio` (1,C,T,M), normalised latents."""
 
+    makes_stream = False
+
     def __init__(self, config: DenoiseConfig, name: str, setting: Setting) -> None:
         self.config = config
         self.name = name
@@ -110,6 +112,12 @@ class Denoise:
         shapes[f"{self.name}.video"] = wanted
         shapes[f"{self.name}.audio"] = (audio.frames,)
         return problems
+
+    def activation_bytes(self, free_bytes: int) -> int:
+        parallel, work = self.setting.parallel, self.work
+        assert parallel is not None, "asked of plans that can run"
+        assert work is not None, "infer refuses a stage without a schedule"
+        return parallel.cost.activation_bytes(work, parallel.shape)
 
     def describe(self) -> dict[str, Any]:
         work = self.work

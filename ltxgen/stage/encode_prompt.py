@@ -8,8 +8,12 @@ from typing import Any
 
 from ltxgen.config.errors import Problem
 from ltxgen.diffusion.context import Context, Contexts
+from ltxgen.parallel.cost import TEXT_TOKENS
 from ltxgen.registry import register
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+
+# Of all hidden states of a prompt: as Gemma gives them, normed, and scaled for one projection.
+STATE_COPIES = 3
 
 
 @register("stage", "encode_prompt")
@@ -29,12 +33,14 @@ class EncodePrompt:
     reads = ()
     size_multiple = 1
     num_passes = 0
+    makes_stream = False
     work = None
 
     def __init__(self, config: EncodePromptConfig, name: str, setting: Setting) -> None:
         self.prompts = {"positive": setting.request.prompt}
         if config.negative:
             self.prompts["negative"] = negative_prompt(setting)
+        self.setting = setting
         self.device = setting.device
         self.writes = (f"{name}.context",)
         names = ("tokenizer", "text_encoder", "text_projection", "video_connector", "audio_connector")
@@ -43,6 +49,12 @@ class EncodePrompt:
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         shapes[self.writes[0]] = frozenset(self.prompts)
         return []
+
+    def activation_bytes(self, free_bytes: int) -> int:
+        encoder = self.setting.artifacts["text_encoder"].config
+        text = encoder.get("text_config", encoder)
+        states = TEXT_TOKENS * text["hidden_size"] * (text["num_hidden_layers"] + 1)
+        return STATE_COPIES * states * self.setting.dtype.itemsize
 
     def describe(self) -> dict[str, Any]:
         return {"prompts": dict(self.prompts)}

@@ -94,10 +94,16 @@ class Stage(Protocol):
     parts: Sequence[PartRequest]
     size_multiple: int  # what the request's height and width must be multiples of
     num_passes: int  # of the transformer in a step, at most; 0 for a stage without steps
+    makes_stream: bool  # what it writes is a Stream
 
     @property
     def work(self) -> Work | None: ...  # what it asks of the transformer; only for a request whose sizes fit
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]: ...
+
+    def activation_bytes(self, free_bytes: int) -> int:
+        """The most that running takes on the device beside weights, once `infer` was called; a stage that fits itself
+        to memory has `free_bytes`."""
+
     def describe(self) -> dict[str, Any]: ...
     def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]: ...

@@ -42,6 +42,7 @@ class Write:
     writes = ()
     size_multiple = 1
     num_passes = 0
+    makes_stream = False
     work = None
     parts: tuple[PartRequest, ...] = ()
 
@@ -50,6 +51,9 @@ class Write:
         self.name = name
         self.request = setting.request
         self.reads = (config.frames, config.waveform)
+
+    def activation_bytes(self, free_bytes: int) -> int:
+        return 0  # frames are on the host
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         missing = check_encoders()

@@ -108,10 +108,10 @@ def test_the_model_of_the_command_line_wins_over_the_recipe(project):
 
 
 def test_choices_inside_stages():
-    config = composed(RECIPE, "guidance@stages.base.guidance=none", "request=demo", "memory=run")
+    config = composed(RECIPE, "guidance@stages.base.guidance=none", "request=demo", "memory=resident")
     assert config["stages"]["base"]["guidance"] == {"kind": "none"}
     assert config["request"]["num_frames"] == 33
-    assert config["memory"]["keep"] == "run"
+    assert config["memory"]["policy"] == "resident"
 
 
 def test_loras_are_added_without_a_plus():

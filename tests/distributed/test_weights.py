@@ -31,11 +31,12 @@ from ltxgen.artifacts.load import load_component, tensor_reader
 from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.config import compose
+from ltxgen.models.blocks import BLOCKS
 from ltxgen.models.transformer import ModalityInput
 from ltxgen.models.transformer.block import Batch
 from ltxgen.models.transformer.inputs import Hidden
 from ltxgen.models.transformer.perturbation import BlockPerturbation
-from ltxgen.parallel.weights import BLOCKS, rows_of_rank, sharded_size
+from ltxgen.parallel.weights import rows_of_rank, sharded_size
 from ltxgen.recipe.launch import run_config
 
 TOLERANCE = 1e-5

@@ -46,6 +46,9 @@ class Source:
         if request.loras or any(other.loras for other in later):
             self.diary.append(f"adapt {request.name} {dict(request.loras)} later {[dict(o.loras) for o in later]}")
 
+    def set_aside(self, parts: Mapping[str, Part]) -> None:
+        self.diary.append(f"set aside {' '.join(sorted(parts))}")
+
     def released(self, names: Sequence[str]) -> None:
         self.diary.append(f"free {' '.join(sorted(names))}")
         for name in names if sys.exc_info()[0] is None else ():  # a traceback still refers to them
@@ -403,3 +406,22 @@ def test_what_stages_are_handed(diary, tmp_path: Path):
     executor(diary).run(stages, {}, tmp_path, lambda name, tensor: recorded.append((name, tensor.tolist())))
     assert recorded == [(tmp_path, False), ("page", [1.0]), (tmp_path, True)]
     assert "3 pages" in diary
+
+
+def test_components_that_wait_for_a_later_stage_are_set_aside(diary):
+    stages = {
+        "print": printing(1),
+        "fill": Toy((), (), gives(), ("pen", "ink")),
+        "draw": Toy((), (), gives(), ("ink",)),
+        "sign": Toy(("pages",), (), lambda s, p, c: list(s["pages"]) and {}, ("pen",)),
+    }
+    executor(diary).run(stages, {}, HERE)
+    assert [line for line in diary if line.startswith(("start", "set", "free"))] == [
+        "start print",
+        "start fill",
+        "set aside pen",  # and not the press, whose pages are still to come
+        "start draw",
+        "free ink",
+        "start sign",
+        "free pen press",
+    ]

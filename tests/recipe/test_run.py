@@ -171,6 +171,7 @@ def test_the_manifest(stored_run, tiny_set):
         "noise": "cpu",
         "precision": "none",
         "compile": "none",
+        "memory": "last_use",
     }
     request = manifest["request"]
     assert (request["seed"], request["height"], request["width"], request["num_frames"]) == (10, 64, 64, 9)

@@ -76,3 +76,18 @@ def test_gpu_peak_and_freeing():
     assert after.peak_bytes <= meter.peak_bytes - SIZE
     free_memory(device)
     assert torch.cuda.memory_reserved(device) < SIZE
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_host_memory_is_that_of_the_container(monkeypatch, tmp_path, version):
+    monkeypatch.setattr(memory_module, "_CGROUP", tmp_path)
+    whole = memory_module.free_host_bytes()
+    assert whole > 0
+    limit, used, cached, statistics = memory_module._CONTAINER_FILES[2 - version]
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text("1000\n")
+    (tmp_path / used).write_text("700\n")
+    (tmp_path / statistics).write_text(f"anon 600\n{cached} 50\n")
+    assert memory_module.free_host_bytes() == 350
+    (tmp_path / limit).write_text("max\n")
+    assert memory_module.free_host_bytes() > 1000

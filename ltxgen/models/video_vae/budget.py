@@ -71,12 +71,17 @@ def fit_tiling(cost: DecodeCost, size: Sequence[int], free_bytes: int) -> Tiling
     tilings = _tilings(size)
     fitting = [tiling for tiling in tilings if cost.peak_bytes(size, tiling) <= free_bytes]
     if not fitting:
-        least = min(cost.peak_bytes(size, tiling) for tiling in tilings)
+        least = least_bytes(cost, size)
         raise ValueError(
             f"decoding needs at least {least / 2**30:.2f} GiB in the smallest tiles and {free_bytes / 2**30:.2f} GiB "
             "are free; free some memory, or ask for a smaller or shorter video"
         )
     return min(fitting, key=lambda tiling: _work(size, tiling))
+
+
+def least_bytes(cost: DecodeCost, size: Sequence[int]) -> int:
+    """What decoding latents of `size` (F', H', W') takes in the smallest tiles."""
+    return min(cost.peak_bytes(size, tiling) for tiling in _tilings(size))
 
 
 def _tilings(size: Sequence[int]) -> list[Tiling]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ltxgen.models.video_vae.budget import DecodeCost
+from ltxgen.models.video_vae.config import VideoVAEConfig
 from ltxgen.models.video_vae.decoder import VideoDecoder
 from ltxgen.models.video_vae.fused import FusedDecoder
 from ltxgen.models.video_vae.tiled import Decoder
@@ -39,9 +40,21 @@ def decoder_for(decoder: VideoDecoder, latents: Tensor, kernels: Kernels) -> tup
     obstacle = why_not_fused(latents.device, latents.dtype)
     if kernels == "fused" and obstacle is not None:
         raise ValueError(f"fused kernels can't decode here: they {obstacle}")
-    way = "plain" if kernels == "plain" or obstacle is not None else "fused"
-    cost = DecodeCost(decoder.config, _COPIES[way], latents.element_size())
-    return (_fused(decoder) if way == "fused" else decoder), cost
+    way = _way(latents.device, latents.dtype, kernels)
+    return (_fused(decoder) if way == "fused" else decoder), _cost(decoder.config, way, latents.dtype)
+
+
+def decode_cost(config: VideoVAEConfig, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> DecodeCost:
+    """What decoding costs the way that `decoder_for` takes."""
+    return _cost(config, _way(device, dtype, kernels), dtype)
+
+
+def _way(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Literal["plain", "fused"]:
+    return "plain" if kernels == "plain" or why_not_fused(device, dtype) is not None else "fused"
+
+
+def _cost(config: VideoVAEConfig, way: str, dtype: torch.dtype) -> DecodeCost:
+    return DecodeCost(config, _COPIES[way], dtype.itemsize)
 
 
 def _fused(decoder: VideoDecoder) -> Decoder:

@@ -28,6 +28,15 @@ class GeneratorConfig:
         """Samples made of one mel frame."""
         return math.prod(self.upsample_rates)
 
+    def widest_values(self, seconds: float) -> float:
+        """Values of its largest activation for so much sound: each upsampling halves the channels."""
+        length = seconds * self.sampling_rate / self.samples_per_frame
+        channels, widest = float(self.initial_channels), 0.0
+        for rate in self.upsample_rates:
+            length, channels = length * rate, channels / 2
+            widest = max(widest, length * channels)
+        return widest
+
 
 @dataclass(frozen=True)
 class ExtensionConfig:
@@ -63,6 +72,11 @@ class VocoderConfig:
         if problems:
             raise ValueError("\n".join(problems))
         return cls(generator, extension)
+
+    def widest_values(self, seconds: float) -> float:
+        """Values of the largest activation for so much sound."""
+        generators = [self.generator, *([self.extension.generator] if self.extension else [])]
+        return max(generator.widest_values(seconds) for generator in generators)
 
     @property
     def sampling_rate(self) -> int:

@@ -1,0 +1,1 @@
+"""Where weights are while they aren't computed with: set aside on the host, or streamed from it block by block."""

@@ -1,0 +1,286 @@
+"""Peak memory of each stage under each memory policy, predicted before anything loads, and the policy that is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ltxgen.config.errors import Problem
+from ltxgen.config.recipe import Memory
+from ltxgen.memory.stream import NUM_SLOTS
+from ltxgen.runtime.memory import format_bytes
+
+Policy = Literal["resident", "last_use", "swap", "stream", "stream from disk"]
+
+# From the fastest to the slowest, for one run; `resident` keeps what a run no longer needs and gains nothing by it.
+AUTO: tuple[Policy, ...] = ("last_use", "swap", "stream", "stream from disk")
+POLICIES: tuple[Policy, ...] = ("resident", *AUTO)
+# What is neither weights nor a stage's own activations: contexts, latents, RoPE tables, workspaces of kernels.
+FIXED_BYTES = 2**27
+# Of free memory: the rest is the allocator's gaps, and on the host what reading takes.
+USABLE = 0.92
+
+
+@dataclass(frozen=True)
+class ComponentSize:
+    """Bytes of a component's weights: of each of its equal blocks, where it has them, and of all else."""
+
+    rest: int
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def whole(self) -> int:
+        return self.rest + sum(self.blocks)
+
+    def on_device(self, num_kept: int, *, used: bool = True) -> int:
+        """With so many blocks on the device, and while it is used also the buffers through which the others come."""
+        num_streamed = max(0, len(self.blocks) - num_kept)
+        num_slots = min(NUM_SLOTS, num_streamed) if used else 0
+        return self.whole - self.streamed(num_kept) + num_slots * max(self.blocks, default=0)
+
+    def streamed(self, num_kept: int) -> int:
+        """What is on the host, or on disk, then; all blocks are taken to be equal."""
+        num_streamed = max(0, len(self.blocks) - num_kept)
+        return sum(self.blocks) * num_streamed // max(1, len(self.blocks))
+
+
+@dataclass(frozen=True)
+class StageNeed:
+    """A stage as far as memory goes: what it reads, writes and uses, and its activations when so much is free."""
+
+    reads: Sequence[str]
+    writes: Sequence[str]
+    components: Sequence[str]
+    activations: Callable[[int], int]
+    makes_stream: bool = False
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that can be had: on the device, and on the host for one process."""
+
+    device: int
+    host: int
+
+    @property
+    def usable(self) -> Room:
+        return Room(int(self.device * USABLE), int(self.host * USABLE))
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes on the device, and on the host of what is kept there for the device."""
+
+    device: int
+    host: int
+
+    def __str__(self) -> str:
+        return format_bytes(self.device) + (f" (host {format_bytes(self.host)})" if self.host else "")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a policy takes: the peak of each stage, and for `stream` how many blocks stay on the device."""
+
+    policy: Policy
+    stages: Mapping[str, Peak]
+    num_kept: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def device(self) -> int:
+        return max((peak.device for peak in self.stages.values()), default=0)
+
+    @property
+    def host(self) -> int:
+        return max((peak.host for peak in self.stages.values()), default=0)
+
+    @property
+    def largest(self) -> str:
+        """The stage with the highest peak on the device."""
+        return max(self.stages, key=lambda name: self.stages[name].device)
+
+    def fits(self, room: Room) -> bool:
+        return self.device <= room.usable.device and self.host <= room.usable.host
+
+    def __str__(self) -> str:
+        return f"{self.policy} {Peak(self.device, self.host)}"
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The policy of a run, its forecast, and why: the lines of `ltxgen plan`."""
+
+    forecast: Forecast
+    lines: Sequence[str]
+
+
+class Forecaster:
+    """Predicts for stages, in order, whose components have these sizes."""
+
+    def __init__(self, stages: Mapping[str, StageNeed], sizes: Mapping[str, ComponentSize]) -> None:
+        self._stages = stages
+        self._sizes = sizes
+        self._streamable = [name for name, size in sizes.items() if size.blocks]
+
+    def forecast(self, policy: Policy, room: Room, num_kept: int | None = None) -> Forecast:
+        """`stream` leaves `num_kept` blocks of each component on the device; None: as many as `room` has space for."""
+        kept: dict[str, int] = {}
+        if policy in ("stream", "stream from disk"):
+            kept = {name: min(num_kept or 0, len(self._sizes[name].blocks)) for name in self._streamable}
+            if num_kept is None:
+                peaks = self._peaks(policy, kept, room)
+                kept = {name: self._most_kept(name, peaks, room) for name in kept}
+        return Forecast(policy, self._peaks(policy, kept, room), kept)
+
+    def _most_kept(self, name: str, peaks: Mapping[str, Peak], room: Room) -> int:
+        """The most blocks of a component with which all stages fit, given their peaks with none of them kept."""
+        size = self._sizes[name]
+
+        def fits(count: int, position: int) -> bool:
+            stage = list(self._stages)[position]
+            used = name in self._in_use(position)
+            others = peaks[stage].device - size.on_device(0, used=used)
+            return others + size.on_device(count, used=used) <= room.usable.device
+
+        there = [position for position in range(len(self._stages)) if name in self._alive(position)]
+        counts = range(len(size.blocks), 0, -1)
+        return next((count for count in counts if all(fits(count, position) for position in there)), 0)
+
+    def _peaks(self, policy: Policy, kept: Mapping[str, int], room: Room) -> dict[str, Peak]:
+        peaks: dict[str, Peak] = {}
+        for position, (name, stage) in enumerate(self._stages.items()):
+            on_device = self._on_device(policy, position)
+            weights = FIXED_BYTES + sum(self._device_bytes(each, kept, position) for each in on_device)
+            # What makes a stream works while the stream is read.
+            streams = [
+                each for each in self._open(position) if each.makes_stream and set(each.writes) & set(stage.reads)
+            ]
+            working = streams if stage.makes_stream else [*streams, stage]
+            free = max(0, room.usable.device - weights)
+            device = weights + max((each.activations(free) for each in working), default=0)
+            peaks[name] = Peak(device, self._host_bytes(policy, position, on_device, kept))
+            for maker in (key for key, each in self._stages.items() if each in streams):
+                peaks[maker] = Peak(max(peaks[maker].device, device), peaks[maker].host)
+        return peaks
+
+    def _device_bytes(self, component: str, kept: Mapping[str, int], position: int) -> int:
+        size = self._sizes[component]
+        return size.on_device(kept.get(component, len(size.blocks)), used=component in self._in_use(position))
+
+    def _host_bytes(self, policy: Policy, position: int, on_device: set[str], kept: Mapping[str, int]) -> int:
+        if policy == "swap":
+            return sum(self._sizes[each].whole for each in self._alive(position) - on_device)
+        if policy == "stream":
+            return sum(self._sizes[each].streamed(kept[each]) for each in self._alive(position) & kept.keys())
+        return 0
+
+    def _on_device(self, policy: Policy, position: int) -> set[str]:
+        """Components of which more is there than a stream of blocks."""
+        if policy == "resident":
+            names = list(self._stages.values())[: position + 1]
+            return {component for stage in names for component in stage.components}
+        return self._in_use(position) if policy == "swap" else self._alive(position)
+
+    def _in_use(self, position: int) -> set[str]:
+        return {component for stage in self._open(position) for component in stage.components}
+
+    def _alive(self, position: int) -> set[str]:
+        """Components that are loaded by then and not freed yet."""
+        stages = list(self._stages.values())
+        loaded = {component for stage in stages[: position + 1] for component in stage.components}
+        needed = {component for stage in stages[position:] for component in stage.components}
+        return loaded & (needed | self._in_use(position))
+
+    def _open(self, position: int) -> list[StageNeed]:
+        """The stage itself, and earlier ones whose streams are still to be read."""
+        stages = list(self._stages.values())
+        earlier = [
+            stage
+            for number, stage in enumerate(stages[:position])
+            if stage.makes_stream and self._last_reader(number) >= position
+        ]
+        return [*earlier, stages[position]]
+
+    def _last_reader(self, position: int) -> int:
+        """Of what the stage writes; itself where nobody reads it."""
+        stages = list(self._stages.values())
+        written = set(stages[position].writes)
+        readers = [number for number in range(position + 1, len(stages)) if written & set(stages[number].reads)]
+        return max(readers, default=position)
+
+
+def choose_policy(
+    memory: Memory, forecaster: Forecaster, room: Room, sharded: bool = False, *, limited: bool
+) -> tuple[MemoryPlan, list[Problem]]:
+    """The policy for a run in `room`, and what is wrong with it.
+
+    Where nothing is limited, for lack of a GPU, `auto` is `last_use`, `stream` keeps no block on the device unless told
+    to, and nothing is refused. Where weights are sharded they neither move nor stream.
+    """
+    known = [policy for policy in POLICIES if not sharded or policy in ("resident", "last_use")]
+    num_kept = memory.blocks_on_device if limited or memory.blocks_on_device else 0
+    forecasts = {policy: forecaster.forecast(policy, room, num_kept) for policy in known}
+    candidates = [policy for policy in _candidates(memory) if policy in known]
+    if not candidates:
+        message = "needs whole weights, and these are sharded over ranks (parallel.weights); take auto or last_use"
+        return MemoryPlan(forecasts["last_use"], []), [Problem("memory.policy", memory.policy, message)]
+    fitting = [policy for policy in candidates if not limited or forecasts[policy].fits(room)]
+    chosen = forecasts[fitting[0] if fitting else candidates[-1]]
+    others = [forecaster.forecast(policy, room, num_kept=0) for policy in known if policy != chosen.policy]
+    problems = [] if fitting else [_refused(memory, chosen, forecasts, room)]
+    return MemoryPlan(chosen, _lines(memory, chosen, others, room)), problems
+
+
+def _candidates(memory: Memory) -> tuple[Policy, ...]:
+    streams: dict[str, tuple[Policy, ...]] = {
+        "auto": ("stream", "stream from disk"),
+        "host": ("stream",),
+        "disk": ("stream from disk",),
+    }
+    match memory.policy:
+        case "auto":
+            return ("last_use", "swap", *streams[memory.stream_from])
+        case "stream":
+            return streams[memory.stream_from]
+        case policy:
+            return (policy,)
+
+
+def _lines(memory: Memory, chosen: Forecast, others: Sequence[Forecast], room: Room) -> list[str]:
+    why = " (auto)" if memory.policy == "auto" else ""
+    kept = ", ".join(f"{count} blocks of the {name}" for name, count in chosen.num_kept.items())
+    stays = f"; {kept} stay on the device" if kept else ""
+    peaks = ", ".join(f"{name} {peak}" for name, peak in chosen.stages.items())
+    return [
+        f"{chosen}{why}, at most in {chosen.largest}, of {format_bytes(room.device)} that can be had{stays}",
+        f"peak of each stage: {peaks}",
+        f"others at least: {', '.join(map(str, others))}",
+    ]
+
+
+def _refused(memory: Memory, least: Forecast, forecasts: Mapping[Policy, Forecast], room: Room) -> Problem:
+    parts = []
+    if least.device > room.usable.device:
+        parts.append(
+            f"{least.largest} takes {format_bytes(least.device)} of the GPU, {_over(least.device, room.usable.device)} "
+            f"can be used"
+        )
+    if least.host > room.usable.host:
+        parts.append(
+            f"{format_bytes(least.host)} of the host's memory, {_over(least.host, room.usable.host)} can be used"
+        )
+    fitting = [policy for policy in AUTO if policy in forecasts and forecasts[policy].fits(room)]
+    if fitting:
+        way = "memory=stream memory.stream_from=disk" if fitting[0] == "stream from disk" else f"memory={fitting[0]}"
+        advice = f"{forecasts[fitting[0]]} fits: {way}"
+    else:
+        advice = (
+            "no policy fits: ask for a smaller or shorter video, or shard the weights over more GPUs "
+            "(parallel.num_processes)"
+        )
+    return Problem("memory.policy", memory.policy, f"{'; '.join(parts)}; {advice}")
+
+
+def _over(wanted: int, usable: int) -> str:
+    return f"{format_bytes(wanted - usable)} more than the {format_bytes(usable)} that"

@@ -1,0 +1,71 @@
+"""What forecasts of memory start from: the room of this machine, stages' needs, and sizes of components from shapes."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Mapping
+
+import torch
+
+from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.components import COMPONENTS, BuildOptions, artifact_of
+from ltxgen.artifacts.load import component_shapes
+from ltxgen.config.hardware import Hardware
+from ltxgen.models.blocks import BLOCKS
+from ltxgen.parallel.plan import ParallelPlan
+from ltxgen.parallel.weights import sharded_size
+from ltxgen.recipe.forecast import ComponentSize, Forecaster, Room, StageNeed
+from ltxgen.runtime.memory import free_device_bytes, free_host_bytes
+from ltxgen.stage.protocol import PartRequest, Stage
+
+
+def room_on(device: torch.device, hardware: Hardware, num_processes: int) -> Room:
+    """What this process, one of so many on its machine, can have of it; without a GPU, of the one that predictions are
+    for."""
+    free = free_device_bytes(device) if device.type == "cuda" else int(hardware.memory_gib * 2**30)
+    return Room(free, free_host_bytes() // num_processes)
+
+
+def forecaster_of(
+    stages: Mapping[str, Stage], artifacts: Mapping[str, ResolvedArtifact], parallel: ParallelPlan
+) -> Forecaster:
+    """Predictions for stages of a plan that can run."""
+    requests = {request.name: request for stage in stages.values() for request in stage.parts}
+    sizes = {
+        name: _component_size(request, artifacts, parallel) for name, request in requests.items() if name in COMPONENTS
+    }
+    needs = {
+        name: StageNeed(
+            stage.reads,
+            stage.writes,
+            [request.name for request in stage.parts if request.name in sizes],
+            stage.activation_bytes,
+            stage.makes_stream,
+        )
+        for name, stage in stages.items()
+    }
+    return Forecaster(needs, sizes)
+
+
+def _component_size(
+    request: PartRequest, artifacts: Mapping[str, ResolvedArtifact], parallel: ParallelPlan
+) -> ComponentSize:
+    name, itemsize = request.name, request.dtype.itemsize
+    options = BuildOptions()
+    if "text_encoder" in artifacts:  # which the projection is made for
+        encoder = artifacts["text_encoder"].config
+        options = BuildOptions(num_text_states=encoder.get("text_config", encoder)["num_hidden_layers"] + 1)
+    shapes = component_shapes(COMPONENTS[name], artifacts[artifact_of(name)], options)
+    prefix = f"{BLOCKS[name]}." if name in BLOCKS else None
+    rest, blocks = 0, collections.Counter[str]()
+    for key, shape in shapes.items():
+        size = math.prod(shape) * itemsize
+        if prefix is not None and key.startswith(prefix):
+            blocks[key.removeprefix(prefix).partition(".")[0]] += size
+        else:
+            rest += size
+    if blocks and parallel.sharded_weights:  # beside its part, a rank holds the block it computes with and the next one
+        held = sharded_size(name, shapes, itemsize, parallel.shape.num_ranks).held
+        return ComponentSize(held + 2 * max(blocks.values()))
+    return ComponentSize(rest, tuple(blocks.values()))
