@@ -179,7 +179,6 @@ def _rank(words: list[str]) -> int:
     frozen, sha256, folder = words
     run_as_rank(Path(frozen), sha256, Path(folder))
     return 0
-    return 0
 
 
 def _plan(config: Mapping[str, Any]) -> None:
