@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,7 @@ import torch
 from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, ResolvedArtifact
 from ltxgen.artifacts.catalog import LTX23_SPECS, candidate
 from ltxgen.artifacts.check import check_artifacts
-from ltxgen.artifacts.components import COMPONENTS, BuildOptions, artifact_of
-from ltxgen.artifacts.hub import shown_size
-from ltxgen.artifacts.load import component_shapes
+from ltxgen.artifacts.components import BuildOptions, artifact_of
 from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.attention.choice import AttentionPlan, Side, choose, role_specs
@@ -29,24 +27,20 @@ from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
 from ltxgen.media.files import check_free_space, check_writable
 from ltxgen.media.mp4 import estimated_bytes
-from ltxgen.models.blocks import BLOCKS
 from ltxgen.models.transformer import TransformerConfig
 from ltxgen.models.transformer.graphs import GRAPHED_TOKENS
-from ltxgen.parallel.cost import TEXT_TOKENS, CostModel, Work
+from ltxgen.parallel.cost import TEXT_TOKENS, Work
 from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
-from ltxgen.parallel.weights import sharded_size
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.forecast import MemoryPlan, choose_policy
+from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
 from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
 from ltxgen.stage.denoise import NOISE
 from ltxgen.stage.protocol import Setting, Stage
-
-# Of `runtime.batch_passes`: up to how many video tokens; None is the transformer's own rule.
-BATCHED_TOKENS = {"auto": None, "always": sys.maxsize, "never": 0}
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     model = _transformer_config(resolution.artifacts.get("checkpoint"))
     work = {} if sizes else {name: stage.work for name, stage in stages.items() if stage.work is not None}
     cost = None if model is None else cost_model(recipe, model, work, device, dtype)
-    parallel, wrong = _parallel_plan(recipe, stages, cost)
+    parallel, wrong = parallel_plan(recipe, stages, cost)
     problems += wrong
     attention = _attention_plan(recipe, stages, work, model, parallel, device, dtype)
     problems += attention.problems
@@ -157,7 +151,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
         (*checked.notes, *notes),
         tuple(attention.lines()),
         parallel,
-        tuple(_weight_lines(parallel, stages, resolution.artifacts, dtype)),
+        tuple(weight_lines(parallel, component_names(stages), resolution.artifacts, dtype)),
         compiles,
         memory,
         here,
@@ -181,56 +175,6 @@ def _transformer_config(checkpoint: ResolvedArtifact | None) -> TransformerConfi
         return None if checkpoint is None else TransformerConfig.from_metadata(checkpoint.config)
     except (BadFile, ValueError):
         return None
-
-
-def cost_model(
-    recipe: Recipe, model: TransformerConfig, work: Mapping[str, Work], device: torch.device, dtype: torch.dtype
-) -> CostModel:
-    """Predictions for this run on `recipe.hardware`, with the memory of this machine's GPU where that is less."""
-    hardware = recipe.hardware
-    if device.type == "cuda":
-        here = torch.cuda.get_device_properties(device).total_memory / 2**30
-        hardware = dataclasses.replace(hardware, memory_gib=min(hardware.memory_gib, here))
-    machine, limit = recipe.parallel.processes_per_machine, BATCHED_TOKENS[recipe.runtime.batch_passes]
-    batched_tokens = {} if limit is None else {"batched_tokens": limit}
-    return CostModel(model, work, hardware, machine, dtype.itemsize, **batched_tokens)
-
-
-def _parallel_plan(
-    recipe: Recipe, stages: Mapping[str, Stage], cost: CostModel | None
-) -> tuple[ParallelPlan | None, list[Problem]]:
-    """How the ranks share the work, and what is wrong with the mesh that was asked for."""
-    num_ranks = recipe.parallel.num_processes or 1
-    num_passes = max(stage.num_passes for stage in stages.values())
-    num_heads = {} if cost is None else {"video": cost.config.video.num_heads, "audio": cost.config.audio.num_heads}
-    problems = recipe.parallel.problems("parallel", num_ranks, num_passes, num_heads)
-    if problems or cost is None:
-        return None, problems
-    return ParallelPlan(recipe.parallel.choose(num_ranks, cost), cost), []
-
-
-def _weight_lines(
-    parallel: ParallelPlan | None,
-    stages: Mapping[str, Stage],
-    artifacts: Mapping[str, ResolvedArtifact],
-    dtype: torch.dtype,
-) -> Iterator[str]:
-    """What each rank holds of the components that are sharded."""
-    if parallel is None or not parallel.sharded_weights:
-        return
-    for name in component_names(stages):
-        if name not in BLOCKS or artifact_of(name) not in artifacts:
-            continue
-        try:
-            shapes = component_shapes(COMPONENTS[name], artifacts[artifact_of(name)], BuildOptions())
-        except (BadFile, ValueError):
-            continue  # the artifact's own check says what is wrong with it
-        num_ranks = parallel.shape.num_ranks
-        size = sharded_size(name, shapes, dtype.itemsize, num_ranks)
-        yield (
-            f"weights of the {name} sharded over {num_ranks} ranks: {shown_size(size.held)} of "
-            f"{shown_size(size.whole)} on each, {shown_size(size.gathered)} received whenever it runs"
-        )
 
 
 def _attention_plan(
