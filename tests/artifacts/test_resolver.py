@@ -304,6 +304,7 @@ def test_failed_downloads_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Mon
         raise error
 
     monkeypatch.setattr(hub, "hf_hub_download", get)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)  # other tests set it for the session
     resolution = fetch([SPEC], places(tmp_path))
     assert not resolution.artifacts
     text = "\n".join(map(str, resolution.problems))
