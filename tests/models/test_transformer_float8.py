@@ -24,6 +24,9 @@ from ltxgen.models.transformer.float8 import (
     use_float8,
 )
 from ltxgen.models.transformer.sharing import SharedSubexpressions
+from ltxgen.runtime.environment import lacking_compiler
+
+CPU = torch.device("cpu")
 
 
 def e4m3(x: Tensor) -> Tensor:
@@ -162,6 +165,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.skipif(lacking_compiler(CPU) is not None, reason=f"{lacking_compiler(CPU)}")
 @torch.inference_mode()
 def test_compiled_layers_with_one_input_share_its_scaling(monkeypatch: pytest.MonkeyPatch):
     """Video alone, in one process for all sizes: inductor's C++ takes half a minute for a whole block."""
