@@ -175,11 +175,11 @@ def _build(config: TransformerConfig, weights: Mapping[str, Tensor]) -> Any:
             use_prompt_embeddings=config.caption_channels is not None,
             **({} if config.caption_channels is None else {"caption_channels": config.caption_channels}),
         )
-    model.load_state_dict({_name(key): value for key, value in weights.items()}, assign=True)
+    model.load_state_dict({diffusers_name(key): value for key, value in weights.items()}, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def _name(key: str) -> str:
+def diffusers_name(key: str) -> str:
     for ours, theirs in _NAMES.items():
         key = key.replace(ours, theirs)
     return key

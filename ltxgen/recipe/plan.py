@@ -131,10 +131,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     problems += _output_problems(recipe)
     memory = None
     if not problems and parallel is not None:
-        forecaster = forecaster_of(stages, resolution.artifacts, parallel)
-        room = room_on(device, recipe.hardware, recipe.parallel.processes_per_machine)
-        sharded, limited = parallel.sharded_weights, device.type == "cuda"
-        memory, lacking = choose_policy(recipe.memory, forecaster, room, sharded, limited=limited)
+        memory, lacking = _memory_plan(recipe, stages, resolution.artifacts, parallel, device)
         here = [*here, *lacking, *_unmoved_problems(memory, float8)]
     tried = {**{name: found.tried for name, found in resolution.artifacts.items()}, **resolution.tried}
     return Plan(
@@ -160,6 +157,20 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
     return {name: config.build(name, setting) for name, config in recipe.stages.items()}
+
+
+def _memory_plan(
+    recipe: Recipe,
+    stages: Mapping[str, Stage],
+    artifacts: Mapping[str, ResolvedArtifact],
+    parallel: ParallelPlan,
+    device: torch.device,
+) -> tuple[MemoryPlan | None, Sequence[Problem]]:
+    """Which weights are on the device when, and what keeps that from fitting here."""
+    room = room_on(device, recipe.hardware, recipe.parallel.processes_per_machine)
+    forecaster = forecaster_of(stages, artifacts, parallel)
+    limited = device.type == "cuda"
+    return choose_policy(recipe.memory, forecaster, room, parallel.sharded_weights, limited=limited)
 
 
 def _unmoved_problems(memory: MemoryPlan | None, float8: Any) -> list[Problem]:

@@ -7,6 +7,7 @@ import torch
 from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor
 
+from ltxgen.bench.peers import diffusers_name
 from ltxgen.models.transformer import AttentionByRole, ModalityInput, Perturbation, Transformer, TransformerConfig, sdpa
 
 # Audio is narrower than video, and head dims differ: 3 axes leave 2 pads in 30 angles of video's 60 channels.
@@ -101,25 +102,6 @@ def inputs(settings: dict, batch: int = 1, masked: bool = True) -> tuple[Modalit
         modality(8, VIDEO_TOKENS, settings["cross_attention_dim"], video_positions(batch), 0.9),
         modality(6, AUDIO_TOKENS, settings["audio_cross_attention_dim"], audio_positions(batch), audio_sigma),
     )
-
-
-def diffusers_name(key: str) -> str:
-    """Official parameter names to those of diffusers."""
-    for official, theirs in {
-        "patchify_proj": "proj_in",
-        "av_ca_video_scale_shift_adaln_single": "av_cross_attn_video_scale_shift",
-        "av_ca_audio_scale_shift_adaln_single": "av_cross_attn_audio_scale_shift",
-        "av_ca_a2v_gate_adaln_single": "av_cross_attn_video_a2v_gate",
-        "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
-        "prompt_adaln_single": "prompt_adaln",
-        "adaln_single": "time_embed",
-        "scale_shift_table_a2v_ca_video": "video_a2v_cross_attn_scale_shift_table",
-        "scale_shift_table_a2v_ca_audio": "audio_a2v_cross_attn_scale_shift_table",
-        "q_norm": "norm_q",
-        "k_norm": "norm_k",
-    }.items():
-        key = key.replace(official, theirs)
-    return key
 
 
 def reference(settings: dict, model: Transformer) -> LTX2VideoTransformer3DModel:

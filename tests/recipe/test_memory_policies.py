@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_parts import assert_it_dies
 from torch import nn
 
 from ltxgen.artifacts.artifact import ArtifactSpec, ResolvedArtifact
@@ -21,7 +20,6 @@ from ltxgen.memory.stream import BlockStream
 from ltxgen.recipe import parts as parts_module
 from ltxgen.recipe import run as run_module
 from ltxgen.recipe.parts import ArtifactParts
-from ltxgen.stage.protocol import PartRequest
 
 CPU = torch.device("cpu")
 # The tiny recipe's transformer goes from base to refine; its LoRAs change on the way.
@@ -145,18 +143,7 @@ def test_blocks_from_disk_take_no_memory(artifacts):
 @pytest.mark.parametrize("source", ["host", "disk"])
 @pytest.mark.parametrize("name", ["transformer", "text_encoder"])
 def test_a_streamed_component_dies_with_its_last_reference(artifacts, name, source):
-    parts = ArtifactParts(artifacts, BuildOptions(), CPU, streamed(artifacts, source))
-    request = PartRequest(name, torch.float32)
-    component = parts.build(request)
-    parts.adapt(component, request, ())
-    alive = weakref.ref(component)
-    gc.disable()
-    try:
-        del component
-        parts.released([name])
-        assert alive() is None
-    finally:
-        gc.enable()
+    assert_it_dies(ArtifactParts(artifacts, BuildOptions(), CPU, streamed(artifacts, source)), name)
 
 
 @torch.inference_mode()
