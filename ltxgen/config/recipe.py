@@ -21,6 +21,10 @@ from ltxgen.config.schema import (
     parse,
 )
 
+Sha256 = Annotated[
+    str, Check("must be 64 hexadecimal digits", lambda text: re.fullmatch("[0-9a-f]{64}", text) is not None)
+]
+
 
 def _frame_count(value: int) -> bool:
     return value >= 1 and value % 8 == 1
@@ -62,10 +66,15 @@ class Model:
 
 @dataclass(frozen=True)
 class ArtifactChoice:
-    """Where one file may come from: a path, or `owner/repository[/file][@revision]` in order, newest first."""
+    """Where one file may come from: a path, or `owner/repository[/file][@revision]` in order, newest first.
+
+    With a `sha256` only that very file (or folder) will do, wherever it is; `file` is its name then.
+    """
 
     path: str | None = None
     candidates: tuple[str, ...] = ()
+    file: str | None = None
+    sha256: Sha256 | None = None
 
 
 @dataclass(frozen=True)

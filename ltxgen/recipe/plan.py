@@ -235,6 +235,8 @@ def _spec(recipe: Recipe, name: str) -> ArtifactSpec:
         gated=bool(published and published.gated),
         others=published.others if published else (),
         architecture=recipe.artifacts.architecture,
+        file=choice.file,
+        sha256=choice.sha256,
     )
 
 

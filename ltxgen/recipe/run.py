@@ -20,11 +20,13 @@ from ltxgen.artifacts.components import artifact_of
 from ltxgen.artifacts.load import ReadTensor, tensor_reader
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.config.errors import Problem
+from ltxgen.config.inputs import INPUTS
 from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.memory.placement import StreamedWeights
 from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.executor import StageExecutor
-from ltxgen.recipe.manifest import write_manifest, write_recipe
+from ltxgen.recipe.lock import write_recipe
+from ltxgen.recipe.manifest import write_manifest
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
 from ltxgen.runtime.environment import set_threads, use_full_float32
@@ -35,7 +37,7 @@ from ltxgen.stage.denoise import NOISE
 from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream
 
 TENSORS = "tensors.safetensors"
-RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml", "manifest.json"})
+RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml", INPUTS, "manifest.json"})
 
 
 # The folder of ranks that write nothing: a stage that tries to fails at once, on any machine.
@@ -78,7 +80,7 @@ def run_into(
         return
     if recipe.output.tensors:
         save_file(tensors, folder / TENSORS)
-    write_recipe(composed, folder / "recipe.yaml")
+    write_recipe(composed, plan.artifacts, folder / "recipe.yaml")
     if recipe.output.tensors:
         shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
     write_manifest(plan, executor.records, time.perf_counter() - started, folder / "manifest.json")
@@ -164,7 +166,16 @@ def whole_folder(output: Path) -> Iterator[Path]:
         yield hidden
         written = {file.name for file in hidden.iterdir()}
         for name in RUN_FILES - written:
-            (output / name).unlink(missing_ok=True)  # an earlier run's, which would pass for this one's
+            _remove(output / name)  # an earlier run's, which would pass for this one's
         for file in sorted(hidden.iterdir()):
+            if file.is_dir():
+                _remove(output / file.name)
             file.replace(output / file.name)
         hidden.rmdir()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
