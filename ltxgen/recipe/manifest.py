@@ -21,6 +21,8 @@ def write_recipe(composed: Mapping[str, Any], path: Path) -> None:
     kept = _literal({key: value for key, value in composed.items() if key != "hydra"})
     # A rerun gets a folder of its own; the rest is what this run was.
     kept = {**kept, "output": {**kept["output"], "dir": "outputs/${name}/${now:%Y-%m-%d_%H-%M-%S}"}}
+    if "cache" in kept:
+        kept["cache"] = {**kept["cache"], "folder": None}  # of this machine
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
     path.write_text(f"# @package _global_\n# ltxgen +recipe=PATH/recipe.yaml\n{text}", encoding="utf-8")
 
@@ -60,6 +62,8 @@ def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: floa
         "stages": {
             name: {
                 **record.details,
+                "from": record.source,
+                "key": record.key,
                 "seconds": round(record.seconds, 3),
                 "load_seconds": round(record.load_seconds, 3),
                 "peak_bytes": record.peak_bytes,
