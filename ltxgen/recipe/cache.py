@@ -89,7 +89,7 @@ class StageCache:
         """From the last stage to the first; None for a stage that nobody wants anything of."""
         found: dict[str, Packed | None] = {}
         wanted = _results(stages)
-        for name, stage in reversed(stages.items()):
+        for name, stage in reversed(list(stages.items())):
             if is_stored(stage):
                 unwanted = wanted.isdisjoint(stage.writes)
                 packed = None if unwanted else self._load(self.keys[name])

@@ -97,9 +97,14 @@ def _progress(ranks: Ranks) -> Progress:
 
 
 def resume(folder: Path, words: tuple[str, ...] = ()) -> Path | None:
-    """Go on with the interrupted run into `folder`; returns it once it is whole. Raises Refusal when there is none."""
+    """Go on with the interrupted run into `folder`; returns it once it is whole, which it may be already.
+
+    Raises Refusal where there is no run to go on with, or one is still going on.
+    """
     output = folder.expanduser().absolute()
     left = interrupted(output)
+    if left is None:
+        return output
     if left.started_in.is_dir():
         os.chdir(left.started_in)  # where the config's relative paths start
     config = {**left.config, "output": {**left.config["output"], "dir": str(output)}}

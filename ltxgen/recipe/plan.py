@@ -46,8 +46,9 @@ from ltxgen.stage.protocol import Setting, Stage, setting_for
 @dataclass(frozen=True)
 class Plan:
     """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
-    the backend of each role and why not another, `backends` it alone and that of calls with a mask, `weights` what of them each rank holds where they are sharded,
-    `compiles` whether the transformer's blocks run compiled, `memory` which of them are on the device when.
+    the backend of each role and why not another, `backends` its name and that of the one for calls with a mask,
+    `weights` what of them each rank holds where they are sharded, `compiles` whether the transformer's blocks run
+    compiled, `memory` which of them are on the device when.
 
     `problems` keep it from running anywhere, `here` from running on this machine.
     """

@@ -73,11 +73,14 @@ def resumable(
         shutil.rmtree(state, ignore_errors=True)
 
 
-def interrupted(output: Path) -> Interrupted:
-    """The run into `output` that did not end. Raises Refusal when there is none, or when it is still going on."""
+def interrupted(output: Path) -> Interrupted | None:
+    """The run into `output` that did not end; None where it did. Raises Refusal when there was none, or when it is still
+    going on."""
     state = run_state(output)
     if not (state / CONFIG).exists():
-        what = "no run into this folder was interrupted here; give what output.dir was, with the same LTXGEN_CACHE"
+        if (output / "manifest.json").exists():  # moved there last
+            return None
+        what = "no run into this folder was interrupted; give what output.dir was, with the same LTXGEN_CACHE"
         raise Refusal([Problem("resume", str(output), what)])
     with locked(state / LOCK) as alone:
         if not alone:
