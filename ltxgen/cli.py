@@ -31,6 +31,8 @@ ltxgen {version}: LTX-2.3 audio-video generation from YAML
   ltxgen ls [GROUP]                          recipes and choices: recipe, model, request, stage, attention, ...
   ltxgen cp RECIPE NEW                       copy a recipe to ./recipes/NEW.yaml to edit it
   ltxgen compare A B                         two runs: picture, sound and latents
+  ltxgen resume FOLDER                       go on with the interrupted run into FOLDER
+  ltxgen cache ls | rm | verify              outputs of stages that are stored and used again
   ltxgen bench [CASE ...] [key=value ...]    how fast its parts are here, beside their floors and diffusers
 
   ltxgen +recipe=ltx23_two_stage model=ltx23_tiny request=demo     try it now, no weights needed
@@ -111,6 +113,8 @@ def _dispatch(words: list[str], debug: bool) -> int | None:
     run = functools.partial(_run, debug=debug)
     if command == "replay":
         return _replay(rest, debug)
+    if command == "resume":
+        return _resume(rest, debug)
     if command in _RECIPE_COMMANDS:
         return _with_recipe(run if command == "run" else _RECIPE_COMMANDS[command], rest, debug)
     if command == "rank" and ending.is_rank():
@@ -119,7 +123,7 @@ def _dispatch(words: list[str], debug: bool) -> int | None:
         return _PLAIN_COMMANDS[command](rest)
     if "=" in command or command.startswith(("-", "+", "~")):
         return _with_recipe(run, words, debug)
-    known = (*_RECIPE_COMMANDS, *_PLAIN_COMMANDS, "replay")
+    known = (*_RECIPE_COMMANDS, *_PLAIN_COMMANDS, "resume", "replay")
     raise Refusal([Problem("command", command, f"must be one of {', '.join(known)}{did_you_mean(command, known)}")])
 
 
@@ -198,6 +202,15 @@ def _rank(words: list[str]) -> int:
 
     frozen, sha256, folder = words
     run_as_rank(Path(frozen), sha256, Path(folder))
+    return 0
+
+
+def _resume(words: list[str], debug: bool) -> int:
+    from ltxgen.recipe.launch import resume
+
+    if len(words) != 1:
+        raise Refusal([Problem("resume", " ".join(words) or MISSING, "takes one folder: `ltxgen resume FOLDER`")])
+    _print_files(resume(Path(words[0]), ("--debug",) if debug else ()))
     return 0
 
 
@@ -344,6 +357,12 @@ def _bench(words: list[str]) -> int:
     return bench(words, composed, _console())
 
 
+def _cache(words: list[str]) -> int:
+    from ltxgen.recipe.cache_command import cache
+
+    return cache(words, _console())
+
+
 def _console() -> Any:
     """Where tables go: as wide as the terminal, and wide where a file or pipe has no width to respect."""
     from rich.console import Console
@@ -360,4 +379,10 @@ _RECIPE_COMMANDS: Mapping[str, Callable[[dict[str, Any]], None]] = {
     "fetch": _fetch,
     "lock": _lock,
 }
-_PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {"ls": _ls, "cp": _cp, "compare": _compare, "bench": _bench}
+_PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {
+    "ls": _ls,
+    "cp": _cp,
+    "compare": _compare,
+    "cache": _cache,
+    "bench": _bench,
+}

@@ -154,7 +154,7 @@ def open_overrides(words: Sequence[str]) -> list[str]:
     return opened if is_sweep(words) else [_quoted(word) for word in opened]
 
 
-_TEXT_KEY = re.compile(r"\+*(request\.(negative_)?prompt|output\.dir|artifacts\.[\w.]+\.path)")
+_TEXT_KEY = re.compile(r"\+*(request\.(negative_)?prompt|output\.dir|cache\.folder|artifacts\.[\w.]+\.path)")
 _QUOTED = re.compile(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", re.DOTALL)
 
 

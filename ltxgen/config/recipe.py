@@ -14,6 +14,7 @@ from ltxgen.config.schema import (
     INVALID,
     Check,
     Kind,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFraction,
     PositiveInt,
@@ -120,6 +121,18 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Outputs of stages, stored by content: whether a run reads what is there and adds its own (`auto`: both).
+
+    In `folder`, by default `stages` in ltxgen's cache folder; over `max_gib` the least recently used are dropped.
+    """
+
+    mode: Literal["auto", "read", "write", "off"] = "auto"
+    max_gib: NonNegativeFloat = 20.0
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
 class Memory:
     """Which of the model's weights are on the device when.
 
@@ -150,6 +163,7 @@ class Recipe:
     precision: Annotated[Any, Kind("precision")]
     parallel: Annotated[Any, Kind("parallel")]
     hardware: Hardware
+    cache: Cache = Cache()
     stages: dict[str, Annotated[Any, Kind("stage")]] = field(default_factory=dict)
 
 

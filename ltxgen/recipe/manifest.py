@@ -39,6 +39,8 @@ def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: floa
         "stages": {
             name: {
                 **record.details,
+                "from": record.source,
+                "key": record.key,
                 "seconds": round(record.seconds, 3),
                 "load_seconds": round(record.load_seconds, 3),
                 "peak_bytes": record.peak_bytes,

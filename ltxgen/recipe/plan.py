@@ -40,14 +40,15 @@ from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import Setting, Stage
+from ltxgen.stage.protocol import Setting, Stage, setting_for
 
 
 @dataclass(frozen=True)
 class Plan:
     """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
-    the backend of each role and why not another, `weights` what of them each rank holds where they are sharded,
-    `compiles` whether the transformer's blocks run compiled, `memory` which of them are on the device when.
+    the backend of each role and why not another, `backends` its name and that of the one for calls with a mask,
+    `weights` what of them each rank holds where they are sharded, `compiles` whether the transformer's blocks run
+    compiled, `memory` which of them are on the device when.
 
     `problems` keep it from running anywhere, `here` from running on this machine.
     """
@@ -69,6 +70,7 @@ class Plan:
     compiles: bool
     memory: MemoryPlan | None
     here: Sequence[Problem]
+    backends: Mapping[str, tuple[str, str]]
 
     def require(self) -> Plan:
         """This plan if it can run here; Refusal with everything that is wrong with it if not."""
@@ -152,11 +154,12 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
         compiles,
         memory,
         here,
+        {choice.role: (choice.kind, choice.masked) for choice in attention.choices},
     )
 
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
-    return {name: config.build(name, setting) for name, config in recipe.stages.items()}
+    return {name: config.build(name, setting_for(config, setting)) for name, config in recipe.stages.items()}
 
 
 def _memory_plan(

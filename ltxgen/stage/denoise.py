@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import MISSING, Problem
-from ltxgen.config.schema import Check, Kind, PositiveFraction
+from ltxgen.config.schema import Check, Kind, PositiveFraction, PositiveInt
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
 from ltxgen.diffusion.latents import LatentState, NoiseLevels, apply_noise, to_denoised
@@ -27,6 +27,7 @@ from ltxgen.models.transformer.graphs import graphed
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import StageParallel
 from ltxgen.registry import register
+from ltxgen.stage.checkpoints import Checkpoints
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting
 
 Steps = Annotated[int, Check(f"must be at least {MIN_STEPS}", lambda steps: steps >= MIN_STEPS)]
@@ -39,7 +40,8 @@ class DenoiseConfig:
     """A schedule (`steps`, or `sigmas` themselves), a sampler, a guidance, LoRAs, and where to start from.
 
     `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
-    from noise.
+    from noise. Every `checkpoint_every` steps, if that is set, it is kept how far the stage is: an interrupted run goes
+    on from there.
     """
 
     sampler: Annotated[Any, Kind("sampler")]
@@ -51,6 +53,7 @@ class DenoiseConfig:
     loras: dict[str, float] = field(default_factory=dict)
     video: str | None = None
     audio: str | None = None
+    checkpoint_every: PositiveInt | None = field(default=None, metadata={"changes_output": False})
 
     def build(self, name: str, setting: Setting) -> Denoise:
         return Denoise(self, name, setting)
@@ -155,13 +158,31 @@ class Denoise:
         parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type)
         denoiser = Denoiser(self, parallel, parts["transformer"], state[self.config.context], states, context)
         context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
-        states = self.sampler.sample(states, sigmas, denoiser)
-        tokens = states.map(lambda state: state.without_appended().latents)
+        final: Any = self._sample(states, sigmas, denoiser, state[NOISE], context)
+        tokens = final.map(lambda state: state.without_appended().latents)
         video, audio = self.video_grid.unpatchify(tokens.video), self.audio_grid.unpatchify(tokens.audio)
         context.record(f"{self.name}.final.video", video)
         context.record(f"{self.name}.final.audio", audio)
         context.report("communication", parallel.communication)
         return {NOISE: state[NOISE], f"{self.name}.video": video, f"{self.name}.audio": audio}
+
+    def _sample(
+        self,
+        states: Pair[LatentState],
+        sigmas: Tensor,
+        denoiser: Denoiser,
+        noise: NoiseSource,
+        context: RunContext,
+    ) -> Pair[LatentState]:
+        every, num_steps = self.config.checkpoint_every, len(sigmas) - 1
+        if every is None or context.steps is None:
+            return self.sampler.sample(states, sigmas, denoiser)
+        checkpoints = Checkpoints(every, context.steps, num_steps, denoiser, noise)
+        states, resumed = checkpoints.resume(states)
+        if resumed:
+            context.report("resumed after step", resumed["start"])
+            context.progress.advance(self.sampler.num_evaluations(resumed["start"]))
+        return self.sampler.sample(states, sigmas, denoiser, checkpoints, **resumed)
 
     def _initial_states(self, state: Mapping[str, Any], sigma: float, context: RunContext) -> Pair[LatentState]:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ltxgen.config.errors import Problem
 from ltxgen.diffusion.context import Context, Contexts
@@ -21,6 +21,7 @@ STATE_COPIES = 3
 class EncodePromptConfig:
     """`negative: false` leaves the negative prompt out, for recipes without guidance."""
 
+    request_fields: ClassVar = ("prompt", "negative_prompt", "default_negative_prompt")
     negative: bool = True
 
     def build(self, name: str, setting: Setting) -> EncodePrompt:
