@@ -1,4 +1,4 @@
-"""Locked recipes: the same run in another folder, from files found by their content, and what is told when it differs."""
+"""Locked recipes: the same run in another folder, files found by content, and what is told when it differs."""
 
 from __future__ import annotations
 
