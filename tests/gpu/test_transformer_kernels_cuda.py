@@ -1,4 +1,4 @@
-"""The transformer's fused kernels on a GPU: no further from float64 than plain torch. Needs an NVIDIA GPU and Triton."""
+"""The transformer's fused kernels on a GPU: no further from float64 than plain torch. Needs an NVIDIA GPU."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Forwards and guided steps with and without what makes them faster, full size: `python tests/perf/steps.py`.
 
-Random weights. Needs one CUDA device with 60 GB and some 120 s. Medians of 5 (3 of what takes longest) after 2 warm-ups,
-in milliseconds by CUDA events; "first" is what the first call took in seconds, with what it compiles unless that is on
-disk already (a new TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR have nothing). Relative L2 is to the plain path in bf16;
-graphs must give the very bits.
+Random weights. Needs one CUDA device with 60 GB and some 120 s. Medians of 5 (of 3 for what takes longest) after 2
+warm-ups, in milliseconds by CUDA events; "first" is what the first call took in seconds, with what it compiles unless
+that is on disk already (a new TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR have nothing). Relative L2 is to the plain
+path in bf16; graphs must give the very bits.
 """
 
 from __future__ import annotations
@@ -185,16 +185,17 @@ class Table:
             step = self.step(work)
             taken, first = milliseconds(functools.partial(model.forward_passes, step), 3 if work in LONG else 5)
             found[work] = model.forward_passes(step)
-            reference = self.results["plain"].get(work, found[work])
+            reference = self.results.get("plain", {}).get(work, found[work])
             self.rows.append((*work, form, taken, first, relative_l2(found[work], reference)))
             print(*self.rows[-1], flush=True)
 
-    def profile(self, work: Work) -> None:
-        """Where the time of the form in force goes."""
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
-            self.transformer.forward_passes(self.step(work))
-            torch.cuda.synchronize()
-        report(0.0, seen)
+    def profile(self, form: str, work: Work) -> None:
+        """Where the time of `form`, which is in force, goes."""
+        with surviving("profile"):
+            with profile(activities=[ProfilerActivity.CUDA]) as seen:
+                self.transformer.forward_passes(self.step(work))
+                torch.cuda.synchronize()
+            report(next(taken for *what, taken, _, _ in self.rows if what == [*work, form]), seen)
 
     def show(self) -> None:
         print(f"{'tokens':>6} {'what':8} {'how':20} {'ms':>8} {'first s':>8} {'relative L2':>12}")
@@ -222,7 +223,7 @@ def main() -> None:
 
         use_fused_kernels(transformer)
         table.measure("fused", transformer, [HOST, *FORWARDS, *GUIDED])
-        table.profile((6144, "forward"))
+        table.profile("fused", (6144, "forward"))
     with surviving("fused, graphs"):
         graphed = GraphedPasses(transformer, max_tokens=10**6)
         table.measure("fused, graphs", graphed, [HOST, *FORWARDS[:2], *GUIDED])
@@ -239,7 +240,7 @@ def main() -> None:
         use_float8(transformer, Float8Layers(tuple(skipped)).among(linear_weights(transformer).items()))
         use_fused_kernels(transformer)
         table.measure("fp8, fused", transformer, [HOST, *FORWARDS, *GUIDED])
-        table.profile((6144, "forward"))
+        table.profile("fp8, fused", (6144, "forward"))
         graphed = GraphedPasses(transformer, max_tokens=10**6)
         table.measure("fp8, fused, graphs", graphed, FORWARDS[:2])
     table.show()

@@ -63,25 +63,26 @@ class TritonElementwise:
     def heads(
         self, projected: Sequence[Heads], num_heads: int, rotary: RotaryTable | None, rope_type: RopeType
     ) -> Sequence[Tensor]:
-        for x, norm in projected:
-            assert (norm.eps, x.shape) == (projected[0].norm.eps, projected[0].x.shape)
-            assert x.is_contiguous()
+        tensors = [each.x.contiguous() for each in projected]
+        (B, T, C), eps = tensors[0].shape, projected[0].norm.eps
+        assert all((x.shape, each.norm.eps) == ((B, T, C), eps) for x, each in zip(tensors, projected, strict=True))
+        half = C // num_heads // 2
         if rotary is not None:
+            assert rotary.cos.shape[1:] == rotary.sin.shape[1:] == (T, num_heads, half)
+            assert len(rotary.cos) in (1, B)
             assert rotary.cos.is_contiguous()
             assert rotary.sin.is_contiguous()
-        (x, norm), other = projected[0], projected[1] if len(projected) == 2 else None
-        B, T, C = x.shape
-        half = C // num_heads // 2
+        weights = [each.norm.weight for each in projected]
         heads_kernel[(T, B)](
-            x,
-            norm.weight,
-            None if other is None else other.x,
-            None if other is None else other.norm.weight,
+            tensors[0],
+            weights[0],
+            tensors[1] if len(tensors) > 1 else None,
+            weights[1] if len(tensors) > 1 else None,
             None if rotary is None else rotary.cos,
             None if rotary is None else rotary.sin,
             T,
             0 if rotary is None or len(rotary.cos) == 1 else T,
-            norm.eps,
+            eps,
             HEADS=num_heads,
             HALF=half,
             HEAD_LANES=lanes(num_heads),
@@ -90,7 +91,7 @@ class TritonElementwise:
             GAP=half if rope_type == "split" else 1,
             num_warps=num_warps(C),
         )
-        return [each.x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for each in projected]
+        return [x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in tensors]
 
     def gated(self, out: Tensor, logits: Tensor, forms: Forms) -> Activation:
         B, T, H, D = out.shape
@@ -116,7 +117,7 @@ class TritonElementwise:
             if type(layer) is nn.Linear and isinstance(x, Tensor) and x.shape[:-1].numel() >= GELU_WITHIN_ROWS:
                 return gelu_product(x, layer.weight, layer.bias)
             return F.gelu(linear(layer, x), approximate="tanh")
-        hidden = linear(layer, x)
+        hidden = linear(layer, x).contiguous()
         places = _places(hidden, hidden.shape, forms)
         C = hidden.shape[-1]
         rows = hidden.shape[:-1].numel()
@@ -135,10 +136,12 @@ def _run_stream(stream: Residual, eps: float | None, *wanted: Wanted) -> tuple[T
     x = x.contiguous()
     total = x if update is None else torch.empty_like(x)
     places = [_places(x, x.shape, each.forms) for each in wanted]
-    first, second = (*wanted, None, None)[:2]
-    gate_tensors, gate_numbers = _source(gate, C)
-    tensors, numbers = _source(None if first is None else first.scale, C)
-    assert len({id(row.table) for each in wanted for row in each[:2] if row is not None}) <= 1, "of one table"
+    first, second = (*places, _NOWHERE, _NOWHERE)[:2]
+    rows = [row for each in wanted for row in each[:2]]
+    shift, scale, second_shift, second_scale = (*rows, None, None, None, None)[:4]
+    assert len({id(row.table) for row in rows if row is not None}) <= 1, "two modulations take rows of one table"
+    gate_tensors, gate_steps = _source(gate, x.shape)
+    tensors, steps = _source(shift, x.shape)
     stream_kernel[(T, B)](
         x,
         None if update is None else update.contiguous(),
@@ -146,13 +149,12 @@ def _run_stream(stream: Residual, eps: float | None, *wanted: Wanted) -> tuple[T
         None if update is None else total,
         *gate_tensors,
         *tensors,
-        *(places[0] if first is not None else _NOWHERE),
-        *(places[1] if second is not None else _NOWHERE),
+        *first,
+        *second,
         T,
-        _number(gate),
-        *(_number(row) for each in (first, second) for row in ((None, None) if each is None else each[:2])),
-        *gate_numbers,
-        *numbers,
+        *map(_number, (gate, shift, scale, second_shift, second_scale)),
+        *gate_steps,
+        *steps,
         0.0 if eps is None else eps,
         WIDTH=C,
         LANES=lanes(C),
@@ -163,18 +165,22 @@ def _run_stream(stream: Residual, eps: float | None, *wanted: Wanted) -> tuple[T
     return total, [_activation(each, x.dtype) for each in places]
 
 
-def _source(row: Row | None, width: int) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
-    """What a kernel needs to find rows of the tables of `row`, and the steps between them in rows."""
+def _source(row: Row | None, shape: torch.Size) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
+    """What a kernel needs to find the rows of a token's timestep in a stream of `shape`; steps are counted in rows."""
     if row is None:
         return (None, None, None), (0, 0, 0, 0)
+    B, T, C = shape
     table, (rows, of_token), _ = row
-    assert table.stride() == rows.stride()[2:] == (width, 1)
+    assert table.stride() == rows.stride()[2:] == (C, 1)
     num_samples, num_levels = rows.shape[:2]
-    sample = 0 if num_samples == 1 else rows.stride(0) // width
-    level = rows.stride(1) // width
+    assert num_samples in (1, B)
+    sample = 0 if num_samples == 1 else rows.stride(0) // C
+    level = rows.stride(1) // C
     if of_token is None:
+        assert num_levels in (1, T)
         return (table, rows, None), (sample, level, int(num_levels > 1), 0)
-    assert of_token.stride(1) == 1
+    assert len(of_token) in (1, B)
+    assert (of_token.shape[1], of_token.stride(1)) == (T, 1)
     return (table, rows, of_token), (sample, level, 0, 0 if len(of_token) == 1 else of_token.stride(0))
 
 
