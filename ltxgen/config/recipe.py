@@ -101,7 +101,7 @@ class Runtime:
     kernels: Literal["auto", "plain", "fused"] = "auto"
     compile: Literal["auto", "blocks", "none"] = "auto"
     batch_passes: Literal["auto", "always", "never"] = "auto"
-    graphs: Literal["auto", "always", "never"] = "never"
+    graphs: Literal["auto", "always", "never"] = "auto"
 
 
 @dataclass(frozen=True)
