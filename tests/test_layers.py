@@ -48,7 +48,7 @@ RESERVED = {
     "omegaconf": {"config.compose"},
     "torch.distributed": {"parallel", "runtime"},
     "accelerate": {"parallel", "runtime"},
-    "triton": {"models.video_vae.kernels"},
+    "triton": {"models.video_vae.kernels", "models.transformer.kernels"},
     "transformers": {"models.text_encoder"},
     "sentencepiece": {"models.text_encoder"},
     "diffusers": {"bench.peers"},

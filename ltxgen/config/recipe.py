@@ -98,7 +98,8 @@ class Artifacts:
 class Runtime:
     """Where and how the numbers are computed; `threads` of null leaves torch's own choice.
 
-    `compile: auto` compiles the transformer's blocks on a GPU; `batch_passes: auto` runs the passes of a guided step as
+    `kernels: auto` takes fused kernels for the transformer's blocks on an NVIDIA GPU in 16 bits; `compile: auto`
+    compiles the blocks on a GPU where fused kernels don't run; `batch_passes: auto` runs the passes of a guided step as
     one batch where one alone would leave a GPU partly idle; `graphs: auto` records small steps as CUDA graphs.
     """
 
@@ -107,9 +108,10 @@ class Runtime:
     numerics: Literal["current", "launch"] = "current"
     noise: Literal["cpu", "device"] = "cpu"
     threads: PositiveInt | None = None
+    kernels: Literal["auto", "plain", "fused"] = "auto"
     compile: Literal["auto", "blocks", "none"] = "auto"
     batch_passes: Literal["auto", "always", "never"] = "auto"
-    graphs: Literal["auto", "always", "never"] = "never"
+    graphs: Literal["auto", "always", "never"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: floa
             "numerics": plan.numerics.name,
             "noise": plan.recipe.runtime.noise,
             "precision": plan.recipe.precision.kind,
+            "kernels": "fused" if plan.fused else "plain",
             "compile": "blocks" if plan.compiles else "none",
             "memory": plan.memory.forecast.policy if plan.memory else None,
         },

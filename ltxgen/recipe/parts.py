@@ -34,8 +34,9 @@ def lora_artifact(name: str) -> str:
 class ArtifactParts:
     """Loads components straight to `device`, as far as `placement` has them there.
 
-    LoRAs are fused into the live weights and read back out of the file. With `compiling`, a function for notes, the
-    transformer's blocks run compiled. With `swaps`, components that wait for a later stage do so on the host.
+    LoRAs are fused into the live weights and read back out of the file. The transformer's blocks run with `fused`
+    kernels, or with `compiling`, a function for notes, compiled. With `swaps`, components that wait for a later stage
+    do so on the host.
     """
 
     def __init__(
@@ -44,9 +45,12 @@ class ArtifactParts:
         options: BuildOptions,
         device: torch.device,
         placement: Placement = WHOLE,
+        *,
+        fused: bool = False,
         compiling: Callable[[str], None] | None = None,
         swaps: bool = False,
     ) -> None:
+        self._fused_kernels = fused
         self._compiling = compiling
         self._artifacts = artifacts
         self._options = options
@@ -62,6 +66,10 @@ class ArtifactParts:
         module = load_component(
             request.name, artifact, self._device, request.dtype, self._options, placement=self._placement
         )
+        if request.name == "transformer" and self._fused_kernels:
+            from ltxgen.models.transformer.fused import use_fused_kernels  # Triton comes with torch's CUDA builds only
+
+            use_fused_kernels(module)
         if request.name == "transformer" and self._compiling is not None:
             from ltxgen.models.transformer.compilation import compile_blocks  # seconds to import
 

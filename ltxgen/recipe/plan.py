@@ -38,7 +38,7 @@ from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weig
 from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
-from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
+from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype, resolve_kernels
 from ltxgen.stage.denoise import NOISE
 from ltxgen.stage.protocol import Setting, Stage, setting_for
 
@@ -47,8 +47,8 @@ from ltxgen.stage.protocol import Setting, Stage, setting_for
 class Plan:
     """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
     the backend of each role and why not another, `backends` its name and that of the one for calls with a mask,
-    `weights` what of them each rank holds where they are sharded, `compiles` whether the transformer's blocks run
-    compiled, `memory` which of them are on the device when.
+    `weights` what of them each rank holds where they are sharded, `fused` and `compiles` whether the transformer's
+    blocks run with fused kernels or compiled, `memory` which of them are on the device when.
 
     `problems` keep it from running anywhere, `here` from running on this machine.
     """
@@ -67,6 +67,7 @@ class Plan:
     attention: Sequence[str]
     parallel: ParallelPlan | None
     weights: Sequence[str]
+    fused: bool
     compiles: bool
     memory: MemoryPlan | None
     here: Sequence[Problem]
@@ -88,7 +89,9 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     device = _or_note(lambda: resolve_device(recipe.runtime.device, local_rank), torch.device("cpu"), problems)
     dtype = _or_note(lambda: resolve_dtype(recipe.runtime.dtype, device), torch.float32, problems)
     notes: list[str] = []
-    compiles = _or_note(lambda: resolve_compile(recipe.runtime.compile, device, notes.append), False, problems)
+    runtime = recipe.runtime
+    fused = _or_note(lambda: resolve_kernels(runtime.kernels, runtime.compile, device, dtype), False, problems)
+    compiles = _or_note(lambda: resolve_compile(runtime.compile, fused, device, notes.append), False, problems)
     numerics = Numerics.named(recipe.runtime.numerics)
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = _built(recipe, setting)
@@ -151,6 +154,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
         tuple(attention.lines()),
         parallel,
         tuple(weight_lines(parallel, component_names(stages), resolution.artifacts, dtype)),
+        fused,
         compiles,
         memory,
         here,

@@ -108,10 +108,16 @@ def run_into(
 
 
 def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
-    """The components of a run, as it would have them: placed on the ranks, compiled. `note` is told what that does."""
-    compiling = note if plan.compiles else None
-    policy = plan.memory.forecast.policy if plan.memory else "last_use"
-    return ArtifactParts(plan.artifacts, plan.options, plan.device, _placement(plan), compiling, policy == "swap")
+    """The components of a run, as it would have them. `note` is told what is being compiled."""
+    return ArtifactParts(
+        plan.artifacts,
+        plan.options,
+        plan.device,
+        _placement(plan),
+        fused=plan.fused,
+        compiling=note if plan.compiles else None,
+        swaps=plan.memory is not None and plan.memory.forecast.policy == "swap",
+    )
 
 
 def _placement(plan: Plan) -> Placement:

@@ -16,6 +16,7 @@ import torch
 
 from ltxgen import __version__
 from ltxgen.config.errors import Problem, Refusal, did_you_mean
+from ltxgen.models.fusing import why_not_fused
 
 COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -62,12 +63,26 @@ def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def resolve_compile(name: str, device: torch.device, note: Callable[[str], None]) -> bool:
-    """Whether the transformer's blocks run compiled: `blocks`, `none`, or `auto`, which is `blocks` on a GPU.
+def resolve_kernels(kernels: str, compiled: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the transformer's blocks run with fused kernels: `plain`, `fused`, or `auto`, which is where they can.
+
+    `compiled` is `runtime.compile`: blocks that are asked to be compiled have plain kernels. Raises Refusal
+    (`runtime.kernels`) for `fused` where that is so, and where they can't run.
+    """
+    obstacle = why_not_fused(device, dtype)
+    if compiled == "blocks":
+        obstacle = "aren't for blocks that are compiled, as runtime.compile=blocks says"
+    if kernels == "fused" and obstacle:
+        raise _refused("runtime.kernels", kernels, f"they {obstacle}; use runtime.kernels=auto or plain")
+    return kernels != "plain" and obstacle is None
+
+
+def resolve_compile(name: str, fused: bool, device: torch.device, note: Callable[[str], None]) -> bool:
+    """Whether the transformer's blocks run compiled: `blocks`, `none`, or `auto`, on a GPU without `fused` kernels.
 
     `note` is told where `auto` would and can't. Raises Refusal (`runtime.compile`) for `blocks` without a compiler.
     """
-    if name == "none" or (name == "auto" and device.type == "cpu"):
+    if name == "none" or (name == "auto" and (fused or device.type == "cpu")):
         return False
     lacking = lacking_compiler(device)
     if lacking and name == "auto":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ltxgen.config.errors import MISSING, Problem
 from ltxgen.media.pixels import to_uint8
+from ltxgen.models.fusing import why_not_fused
 from ltxgen.models.video_vae import (
     Decoder,
     Kernels,
@@ -24,7 +25,6 @@ from ltxgen.models.video_vae import (
     least_bytes,
     list_tiles,
     tile_decoder,
-    why_not_fused,
 )
 from ltxgen.parallel.tiles import TileParallel
 from ltxgen.registry import register

@@ -18,8 +18,9 @@ from torch.nn.attention import SDPBackend
 
 from ltxgen.attention.protocol import RoleAttention
 from ltxgen.attention.sdpa import Sdpa, SdpaKernel
-from ltxgen.models.transformer import AttentionByRole, ModalityInput, Transformer, compilation, sdpa
-from ltxgen.models.transformer.compilation import OpaqueAttention, compile_blocks, gelu_linear, is_traceable
+from ltxgen.models.transformer import AttentionByRole, ModalityInput, Transformer, elementwise, sdpa
+from ltxgen.models.transformer.compilation import OpaqueAttention, compile_blocks, is_traceable
+from ltxgen.models.transformer.elementwise import gelu_product
 from ltxgen.runtime.environment import lacking_compiler
 
 CPU = torch.device("cpu")
@@ -129,11 +130,11 @@ def test_a_kernel_chosen_by_context_is_compiled_with_the_block():
 def test_gelu_goes_into_the_product_where_that_has_the_tanh_form(
     device: str, dtype: torch.dtype, bias: bool, in_one: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(compilation, "_HAS_GELU_PRODUCT", True)
+    monkeypatch.setattr(elementwise, "_HAS_GELU_PRODUCT", True)
     with FakeTensorMode(), torch.inference_mode():
         x, weight, offset = (torch.empty(s, device=device, dtype=dtype) for s in [(2, 5, 8), (16, 8), (16,)])
-        graph = make_fx(gelu_linear)(x, weight, offset if bias else None)
-        assert gelu_linear(x, weight, offset if bias else None).shape == (2, 5, 16)
+        graph = make_fx(gelu_product)(x, weight, offset if bias else None)
+        assert gelu_product(x, weight, offset if bias else None).shape == (2, 5, 16)
     called = {node.target for node in graph.graph.nodes}
     assert (torch.ops.aten._addmm_activation.default in called) is in_one
     assert (torch.ops.aten.gelu.default in called) is not in_one

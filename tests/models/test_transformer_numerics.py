@@ -7,8 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltxgen.models.transformer import BlockPerturbation, ModalityInput, Transformer, TransformerConfig
+from ltxgen.models.transformer import (
+    BlockPerturbation,
+    Hidden,
+    ModalityInput,
+    StreamInputs,
+    Transformer,
+    TransformerBlock,
+    TransformerConfig,
+)
 from ltxgen.models.transformer.adaln import sinusoid
+from ltxgen.models.transformer.elementwise import Residual
 from ltxgen.models.transformer.rope import RotaryTable, frequency_grid, rotary_table, rotate
 
 SETTINGS = {
@@ -144,6 +153,12 @@ def rms(x: Tensor) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
+def across(block: TransformerBlock, hidden: Hidden, video: StreamInputs, audio: StreamInputs) -> list[Tensor]:
+    """Both streams after audio-video attention."""
+    streams = block._attend_across(*map(Residual, hidden), video, audio, True)
+    return [block.elementwise.added(stream) for stream in streams]
+
+
 def test_own_timesteps_modulate_audio_video_attention_and_other_sigmas_gate_it():
     """The whole audio-video part of a block, with the attention itself taken from the model."""
     model = tiny()
@@ -152,7 +167,7 @@ def test_own_timesteps_modulate_audio_video_attention_and_other_sigmas_gate_it()
     hidden, shared = model.embed(video, audio)
     block = model.transformer_blocks[0]
 
-    got_video, got_audio = block._attend_across(*hidden, shared.video, shared.audio, True)
+    got_video, got_audio = across(block, hidden, shared.video, shared.audio)
 
     def rows(side: str, own: ModalityInput, gate_name: str, other: ModalityInput) -> list[Tensor]:
         table = weights[f"transformer_blocks.0.scale_shift_table_a2v_ca_{side}"]
@@ -201,8 +216,8 @@ def test_audio_to_video_attention_sees_both_streams_before_either_changed():
     model = tiny()
     hidden, shared = model.embed(*modalities())
     block = model.transformer_blocks[0]
-    both = block._attend_across(*hidden, shared.video, shared.audio, True)
-    only_audio = block._attend_across(*hidden, replace(shared.video, enabled=False), shared.audio, True)
+    both = across(block, hidden, shared.video, shared.audio)
+    only_audio = across(block, hidden, replace(shared.video, enabled=False), shared.audio)
     assert torch.equal(both[1], only_audio[1])
     assert torch.equal(only_audio[0], hidden.video)
     assert BlockPerturbation() == (True, True, True)

@@ -25,7 +25,7 @@ from ltxgen.parallel.cost import TEXT_TOKENS
 KINDS = {
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "sm90_"),
     "attention": ("flash", "fmha", "cudnn", "attention", "sdpa"),
-    "fused": ("triton",),
+    "fused": ("triton", "stream_kernel", "heads_kernel", "gate_kernel", "gelu_kernel"),
 }
 SHOWN = 22
 

@@ -1,8 +1,9 @@
 """Forwards and guided steps with and without what makes them faster, full size: `python tests/perf/steps.py`.
 
-Random weights. Needs one CUDA device with 60 GB and some 100 s. Medians of 5 after 2 warm-ups, in milliseconds by CUDA
-events; "first" is what the first call took in seconds, with what it compiles unless that is on disk already (a new
-TORCHINDUCTOR_CACHE_DIR has nothing). Relative L2 is to the plain path in bf16; graphs must give the very bits.
+Random weights. Needs one CUDA device with 60 GB and some 120 s. Medians of 5 (of 3 for what takes longest) after 2
+warm-ups, in milliseconds by CUDA events; "first" is what the first call took in seconds, with what it compiles unless
+that is on disk already (a new TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR have nothing). Relative L2 is to the plain
+path in bf16; graphs must give the very bits.
 """
 
 from __future__ import annotations
@@ -10,14 +11,23 @@ from __future__ import annotations
 import functools
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
+from math import inf
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import yaml
+from profile_forward import report
+from torch.profiler import ProfilerActivity, profile
 
+from ltxgen.artifacts.lora import linear_weights
 from ltxgen.attention.auto import AutoConfig
 from ltxgen.attention.choice import Side, choose, role_specs
 from ltxgen.attention.protocol import DeviceFacts
@@ -32,15 +42,23 @@ from ltxgen.models.transformer import (
     TransformerPass,
     Velocities,
 )
-from ltxgen.models.transformer.block import GELUProjection
-from ltxgen.models.transformer.compilation import compile_blocks, gelu_linear
+from ltxgen.models.transformer.block import BlockFunctions, TransformerBlock
+from ltxgen.models.transformer.compilation import compile_blocks
+from ltxgen.models.transformer.elementwise import TORCH, gelu_product
+from ltxgen.models.transformer.float8 import Float8Layers, use_float8
 from ltxgen.models.transformer.graphs import GraphedPasses
 
-SIZES = {1536: (256, 384), 6144: (512, 768)}  # video tokens: height, width
+SIZES = {96: (64, 96), 1536: (256, 384), 6144: (512, 768), 24576: (1024, 1536)}  # video tokens: height, width
 TEXT_TOKENS, NUM_FRAMES, FPS = 1024, 121, 24
 STG = Perturbation(frozenset({28}), frozenset({28}))
 ISOLATED = Perturbation(isolate_modalities=True)
 KINDS = {"forward": 1, "guided": 4}  # of a step's passes, the first so many
+Work = tuple[int, str]
+HOST: Work = (96, "forward")
+FORWARDS: list[Work] = [(1536, "forward"), (6144, "forward"), (24576, "forward")]
+GUIDED: list[Work] = [(1536, "guided"), (6144, "guided")]
+LONG = {(24576, "forward"), (6144, "guided")}
+FLOAT8 = Path(__file__).parents[2] / "conf/precision/fp8.yaml"
 
 
 def random_transformer(device: torch.device) -> Transformer:
@@ -110,11 +128,11 @@ def compare_gelu(tokens: int, device: torch.device) -> None:
     forms = {
         "product": lambda: F.linear(x, weight, bias),
         "gelu": lambda: after(product),
-        "product with gelu": lambda: gelu_linear(x, weight, bias),
+        "product with gelu": lambda: gelu_product(x, weight, bias),
     }
     times = ", ".join(f"{name} {1000 * milliseconds(run, 50)[0]:.0f} us" for name, run in forms.items())
     exact = F.gelu(F.linear(x[:, :512].float(), weight.float(), bias.float()), approximate="tanh")
-    plain, fused = F.gelu(product, approximate="tanh")[:, :512], gelu_linear(x, weight, bias)[:, :512]
+    plain, fused = F.gelu(product, approximate="tanh")[:, :512], gelu_product(x, weight, bias)[:, :512]
     errors = [((found.float() - exact).norm() / exact.norm()).item() for found in (plain, fused)]
     print(f"{tokens} tokens: {times}; relative L2 to fp32: after {errors[0]:.2e}, within {errors[1]:.2e}", flush=True)
 
@@ -124,10 +142,66 @@ def relative_l2(found: list[Velocities], wanted: list[Velocities]) -> float:
     return max(((x.float() - y.float()).norm() / y.float().norm()).item() for x, y in pairs)
 
 
-def set_gelu_within(transformer: Transformer, within: bool) -> None:
+def use_plain(transformer: Transformer) -> None:
+    """Neither fused kernels nor compiled blocks."""
     for module in transformer.modules():
-        if isinstance(module, GELUProjection):
-            module.function = gelu_linear if within else None
+        if hasattr(module, "elementwise"):
+            module.elementwise = TORCH
+        if isinstance(module, TransformerBlock):
+            module.functions = BlockFunctions(TransformerBlock.advance, TransformerBlock.project_texts)
+
+
+@contextmanager
+def surviving(form: str) -> Iterator[None]:
+    """What fails is told, and the rest goes on."""
+    try:
+        yield
+    except Exception:
+        print(f"{form} failed", flush=True)
+        traceback.print_exc(file=sys.stdout)
+
+
+class Table:
+    """Forms of one transformer, measured beside each other."""
+
+    def __init__(self, transformer: Transformer, device: torch.device) -> None:
+        self.transformer = transformer
+        self.steps = {tokens: guided_passes(*size, device) for tokens, size in SIZES.items()}
+        self.results: dict[str, dict[Work, list[Velocities]]] = {}
+        self.rows: list[tuple[int, str, str, float, float, float]] = []
+        self.started = time.perf_counter()
+
+    def step(self, work: Work) -> list[TransformerPass]:
+        tokens, kind = work
+        return self.steps[tokens][: KINDS[kind]]
+
+    def measure(self, form: str, model: PassesModel, wanted: Sequence[Work], until: float = inf) -> None:
+        """`until` so many seconds of the whole script, after which what is left is left out."""
+        found = self.results.setdefault(form, {})
+        for work in wanted:
+            if time.perf_counter() - self.started > until:
+                print(f"{form}: no time for {work}", flush=True)
+                continue
+            step = self.step(work)
+            taken, first = milliseconds(functools.partial(model.forward_passes, step), 3 if work in LONG else 5)
+            found[work] = model.forward_passes(step)
+            reference = self.results.get("plain", {}).get(work, found[work])
+            self.rows.append((*work, form, taken, first, relative_l2(found[work], reference)))
+            print(*self.rows[-1], flush=True)
+
+    def profile(self, form: str, work: Work) -> None:
+        """Where the time of `form`, which is in force, goes."""
+        with surviving("profile"):
+            with profile(activities=[ProfilerActivity.CUDA]) as seen:
+                self.transformer.forward_passes(self.step(work))
+                torch.cuda.synchronize()
+            report(next(taken for *what, taken, _, _ in self.rows if what == [*work, form]), seen)
+
+    def show(self) -> None:
+        print(f"{'tokens':>6} {'what':8} {'how':20} {'ms':>8} {'first s':>8} {'relative L2':>12}")
+        for tokens, kind, form, taken, first, error in sorted(self.rows, key=lambda row: (row[0], row[1])):
+            print(f"{tokens:6d} {kind:8} {form:20} {taken:8.1f} {first:8.1f} {error:12.1e}")
+        print(f"{HOST[0]} tokens take the GPU less than the host, whose launches are what is timed there")
 
 
 @torch.inference_mode()
@@ -135,39 +209,41 @@ def main() -> None:
     device = torch.device("cuda", 0)
     print(torch.cuda.get_device_name(device), torch.__version__)
     torch.backends.cuda.matmul.allow_tf32 = False
-    for tokens in SIZES:
-        compare_gelu(tokens, device)
+    with surviving("GELU within the product"):
+        for tokens in (1536, 6144):
+            compare_gelu(tokens, device)
     transformer = random_transformer(device)
-    steps = {tokens: guided_passes(*size, device) for tokens, size in SIZES.items()}
-    work = [(tokens, kind) for tokens in SIZES for kind in KINDS]
-    plain = {(tokens, kind): transformer.forward_passes(steps[tokens][: KINDS[kind]]) for tokens, kind in work}
-    found: dict[str, dict[tuple[int, str], list[Velocities]]] = {}
-    rows = []
+    table = Table(transformer, device)
+    with surviving("plain"):
+        table.measure("plain", transformer, [HOST, *FORWARDS])
+        for work in GUIDED:  # to compare with
+            table.results["plain"][work] = transformer.forward_passes(table.step(work))
+    with surviving("fused"):
+        from ltxgen.models.transformer.fused import use_fused_kernels
 
-    def measure(form: str, model: PassesModel, wanted: list[tuple[int, str]]) -> None:
-        found[form] = {}
-        for tokens, kind in wanted:
-            step = steps[tokens][: KINDS[kind]]
-            taken, first = milliseconds(functools.partial(model.forward_passes, step))
-            result = found[form][tokens, kind] = model.forward_passes(step)
-            rows.append((tokens, kind, form, taken, first, relative_l2(result, plain[tokens, kind])))
-            print(*rows[-1], flush=True)
-
-    measure("plain", transformer, [(tokens, "forward") for tokens in SIZES])
-    compile_blocks(transformer, lambda note: print(note, flush=True))
-    set_gelu_within(transformer, within=False)
-    measure("compiled", transformer, [(tokens, "forward") for tokens in SIZES])
-    set_gelu_within(transformer, within=True)
-    measure("compiled, gelu within", transformer, work)
-    graphs = "compiled, gelu within, graphs"
-    measure(
-        graphs, GraphedPasses(transformer, max_tokens=10**6), [(1536, kind) for kind in KINDS] + [(6144, "forward")]
-    )
-    for case, results in found[graphs].items():
-        assert relative_l2(results, found["compiled, gelu within"][case]) == 0, f"{case}: graphs give other numbers"
-    print(f"{'tokens':>6} {'what':8} {'how':30} {'ms':>8} {'first s':>8} {'relative L2':>12}")
-    for tokens, kind, form, taken, first, error in sorted(rows, key=lambda row: (row[0], row[1])):
-        print(f"{tokens:6d} {kind:8} {form:30} {taken:8.1f} {first:8.1f} {error:12.1e}")
+        use_fused_kernels(transformer)
+        table.measure("fused", transformer, [HOST, *FORWARDS, *GUIDED])
+        table.profile("fused", (6144, "forward"))
+    with surviving("fused, graphs"):
+        graphed = GraphedPasses(transformer, max_tokens=10**6)
+        table.measure("fused, graphs", graphed, [HOST, *FORWARDS[:2], *GUIDED])
+        for work, results in table.results["fused, graphs"].items():
+            assert relative_l2(results, table.results["fused"][work]) == 0, f"{work}: graphs give other numbers"
+    graphed = None  # and with it the recordings' memory
+    with surviving("compiled"):
+        use_plain(transformer)
+        compile_blocks(transformer, lambda note: print(note, flush=True))
+        table.measure("compiled", transformer, [HOST, *FORWARDS, *reversed(GUIDED)], until=75)
+    with surviving("fp8, fused"):
+        use_plain(transformer)
+        skipped = yaml.safe_load(FLOAT8.read_text())["skip"]
+        use_float8(transformer, Float8Layers(tuple(skipped)).among(linear_weights(transformer).items()))
+        use_fused_kernels(transformer)
+        table.measure("fp8, fused", transformer, [HOST, *FORWARDS, *GUIDED])
+        table.profile("fp8, fused", (6144, "forward"))
+        graphed = GraphedPasses(transformer, max_tokens=10**6)
+        table.measure("fp8, fused, graphs", graphed, FORWARDS[:2])
+    table.show()
 
 
 if __name__ == "__main__":

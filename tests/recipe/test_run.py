@@ -170,6 +170,7 @@ def test_the_manifest(stored_run, tiny_set):
         "numerics": "current",
         "noise": "cpu",
         "precision": "none",
+        "kernels": "plain",
         "compile": "none",
         "memory": "last_use",
     }

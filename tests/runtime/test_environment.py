@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ltxgen.config.errors import Refusal
+from ltxgen.models import fusing
 from ltxgen.runtime import environment, resolve_device, resolve_dtype, set_threads, versions
 
 CPU = torch.device("cpu")
@@ -94,22 +95,62 @@ def test_versions_name_what_made_a_run():
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "why"),
+    [
+        (CPU, torch.bfloat16, "need an NVIDIA GPU, and this is cpu"),
+        (GPU, torch.float32, "are for 16-bit weights, and these are float32"),
+        (GPU, torch.bfloat16, None),
+    ],
+)
+def test_fused_kernels_are_taken_where_they_run(
+    device: torch.device, dtype: torch.dtype, why: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fusing.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert environment.resolve_kernels("auto", "auto", device, dtype) is (why is None)
+    assert not environment.resolve_kernels("plain", "auto", device, dtype)
+    assert not environment.resolve_kernels("auto", "blocks", device, dtype)
+    assert "runtime.compile=blocks" in refusal(environment.resolve_kernels, "fused", "blocks", device, dtype)
+    if why is None:
+        assert environment.resolve_kernels("fused", "none", device, dtype)
+    else:
+        wanted = f"runtime.kernels = fused: they {why}; use runtime.kernels=auto or plain"
+        assert wanted in refusal(environment.resolve_kernels, "fused", "auto", device, dtype)
+
+
+def test_fused_kernels_need_triton_and_no_gpu_of_amd(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fusing.importlib.util, "find_spec", lambda name: None)
+    assert "need the package triton" in str(fusing.why_not_fused(GPU, torch.bfloat16))
+    monkeypatch.setattr(fusing.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert fusing.why_not_fused(GPU, torch.bfloat16) == "need an NVIDIA GPU, and this is one of AMD"
+
+
 def test_blocks_are_compiled_where_a_compiler_is(monkeypatch: pytest.MonkeyPatch):
     notes: list[str] = []
-    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     monkeypatch.setattr(environment, "find_spec", lambda name: name)
     monkeypatch.setattr(environment.shutil, "which", lambda name: name)
-    assert [environment.resolve_compile(name, cpu, notes.append) for name in ("auto", "blocks", "none")] == [0, 1, 0]
-    assert [environment.resolve_compile(name, gpu, notes.append) for name in ("auto", "blocks", "none")] == [1, 1, 0]
+    assert [environment.resolve_compile(name, False, CPU, notes.append) for name in ("auto", "blocks", "none")] == [
+        0,
+        1,
+        0,
+    ]
+    assert [environment.resolve_compile(name, False, GPU, notes.append) for name in ("auto", "blocks", "none")] == [
+        1,
+        1,
+        0,
+    ]
+    assert not environment.resolve_compile("auto", True, GPU, notes.append)  # with fused kernels
     assert notes == []
 
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
     monkeypatch.setattr(environment.shutil, "which", lambda name: None)
-    assert not environment.resolve_compile("auto", gpu, notes.append)
+    assert not environment.resolve_compile("auto", False, GPU, notes.append)
     assert [note for note in notes if note.startswith("compile blocks -> none: Triton")] == notes != []
-    for device in (cpu, gpu):
+    for device in (CPU, GPU):
         with pytest.raises(Refusal, match=r"runtime\.compile = blocks: .*use runtime\.compile=none"):
-            environment.resolve_compile("blocks", device, notes.append)
+            environment.resolve_compile("blocks", False, device, notes.append)
 
 
 def test_the_users_compile_cache_is_kept(monkeypatch: pytest.MonkeyPatch):

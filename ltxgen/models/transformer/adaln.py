@@ -4,7 +4,7 @@ B batch, T tokens, L timesteps, K rows, C width
 """
 
 import math
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,8 @@ class Modulation(NamedTuple):
     rows: Tensor
     of_token: Tensor | None = None
 
-    def part(self, rows: slice) -> Self:
-        return self._replace(rows=self.rows[:, :, rows])
+    def part(self, rows: slice) -> "Modulation":
+        return Modulation(self.rows[:, :, rows], self.of_token)
 
 
 def modulation_rows(table: Tensor, modulation: Modulation) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 B batch, Tq query tokens, Tk key tokens, H heads, D head dim, C width
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltxgen.models.transformer.elementwise import TORCH, Elementwise, Heads
+from ltxgen.models.transformer.float8 import Activation, Forms, forms_for, linear
 from ltxgen.models.transformer.perturbation import Keep
-from ltxgen.models.transformer.rope import RopeType, RotaryTable, rotate
+from ltxgen.models.transformer.rope import RopeType, RotaryTable
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(q (B, H, Tq, D), k (B, H, Tk, D), v (B, H, Tk, D), additive mask broadcastable to (B, H, Tq, Tk) or None)
@@ -56,6 +58,7 @@ class Attention(nn.Module):
         attend: AttentionFunction,
     ):
         super().__init__()
+        self.elementwise: Elementwise = TORCH
         inner_dim = num_heads * head_dim
         self.num_heads = num_heads
         self.rope_type: RopeType = rope_type
@@ -68,30 +71,48 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner_dim, query_dim)])
         self.to_gate_logits = nn.Linear(query_dim, num_heads) if gated else None
 
+    @property
+    def query_forms(self) -> Forms:
+        """The forms in which `x` is read."""
+        return forms_for(self.to_q, self.to_gate_logits)
+
+    @property
+    def context_forms(self) -> Forms:
+        return forms_for(self.to_k, self.to_v)
+
+    @property
+    def self_forms(self) -> Forms:
+        """Of a tensor that attends to itself."""
+        return forms_for(self.to_q, self.to_k, self.to_v, self.to_gate_logits)
+
     def forward(
         self,
-        x: Tensor,
-        context: Tensor,
+        x: Activation,
+        context: Activation,
         *,
         rotary: RotaryTable | None = None,
         context_rotary: RotaryTable | None = None,
         mask: Tensor | None = None,
         keep: Keep = True,
     ) -> Tensor:
-        """x (B, Tq, C) attends to context (B, Tk, C'); for self attention they are the same tensor.
+        """x (B, Tq, C) attends to context (B, Tk, C'); for self attention they are the same object.
 
         Samples not in `keep` get their values in place of the attention result, which needs Tq = Tk.
         """
         if keep is False:
             return self._output(x, self._values(context))
+        if x is context and rotary is context_rotary:
+            q, k = self._heads(rotary, self._queries(x), self._keys(context))
+            return self._attended(x, q, KeysValues(k, self._values(context)), mask, keep)
         return self.attend_to(x, self.keys_values(context, context_rotary), rotary=rotary, mask=mask, keep=keep)
 
-    def keys_values(self, context: Tensor, rotary: RotaryTable | None = None) -> KeysValues:
-        return KeysValues(self._rotated(self.k_norm(self.to_k(context)), rotary), self._values(context))
+    def keys_values(self, context: Activation, rotary: RotaryTable | None = None) -> KeysValues:
+        (k,) = self._heads(rotary, self._keys(context))
+        return KeysValues(k, self._values(context))
 
     def attend_to(
         self,
-        x: Tensor,
+        x: Activation,
         context: KeysValues,
         *,
         rotary: RotaryTable | None = None,
@@ -99,28 +120,31 @@ class Attention(nn.Module):
         keep: Keep = True,
     ) -> Tensor:
         """As `forward`, with the context's keys and values computed before. `keep` is not False."""
-        q = self._rotated(self.q_norm(self.to_q(x)), rotary)
+        (q,) = self._heads(rotary, self._queries(x))
+        return self._attended(x, q, context, mask, keep)
+
+    def _attended(self, x: Activation, q: Tensor, context: KeysValues, mask: Tensor | None, keep: Keep) -> Tensor:
         out = self.attend(q, context.keys, context.values, mask)
         if isinstance(keep, Tensor):
             out = torch.where(keep[..., None], out, context.values)
         return self._output(x, out)
 
-    def _values(self, context: Tensor) -> Tensor:
-        return self._heads(self.to_v(context)).transpose(1, 2)
+    def _queries(self, x: Activation) -> Heads:
+        return Heads(linear(self.to_q, x), self.q_norm)
 
-    def _rotated(self, normed: Tensor, rotary: RotaryTable | None) -> Tensor:
-        """(B, T, H·D), whose norm spans all heads, to (B, H, T, D)."""
-        heads = self._heads(normed)
-        if rotary is not None:
-            heads = rotate(heads, rotary, self.rope_type)
-        return heads.transpose(1, 2)
+    def _keys(self, context: Activation) -> Heads:
+        return Heads(linear(self.to_k, context), self.k_norm)
 
-    def _output(self, x: Tensor, out: Tensor) -> Tensor:
-        out = out.transpose(1, 2)  # (B, Tq, H, D)
-        if self.to_gate_logits is not None:
-            # Twice the sigmoid: a logit of zero is neutral.
-            out = out * (2 * self.to_gate_logits(x).sigmoid())[..., None]
-        return self.to_out[0](out.flatten(2))
+    def _values(self, context: Activation) -> Tensor:
+        # (B, T, H, D) is the order in memory
+        return linear(self.to_v, context).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))  # (B, T, H, D), the order in memory
+    def _heads(self, rotary: RotaryTable | None, *projected: Heads) -> Sequence[Tensor]:
+        return self.elementwise.heads(projected, self.num_heads, rotary, self.rope_type)
+
+    def _output(self, x: Activation, out: Tensor) -> Tensor:
+        (to_out,) = self.to_out
+        heads = out.transpose(1, 2)  # (B, Tq, H, D)
+        if self.to_gate_logits is None:
+            return to_out(heads.flatten(2))
+        return linear(to_out, self.elementwise.gated(heads, linear(self.to_gate_logits, x), forms_for(to_out)))

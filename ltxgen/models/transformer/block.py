@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltxgen.models.transformer.adaln import modulate, modulation_rows
+from ltxgen.models.transformer.adaln import modulate
 from ltxgen.models.transformer.attention import Attention, AttentionByRole, AttentionFunction, KeysValues
 from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
+from ltxgen.models.transformer.elementwise import TORCH, Elementwise, Residual, Wanted
+from ltxgen.models.transformer.float8 import Activation, Forms, forms_for, linear
 from ltxgen.models.transformer.inputs import BlockInputs, Hidden, StreamInputs, TextInputs, Texts
 from ltxgen.models.transformer.perturbation import BlockPerturbation, Keep
 
@@ -22,31 +23,22 @@ SELF_ROWS, FEED_FORWARD_ROWS, TEXT_ROWS = slice(0, 3), slice(3, 6), slice(6, 9)
 CROSS_ROWS, CROSS_GATE_ROW = slice(0, 4), slice(4, 5)
 
 
-class GELUProjection(nn.Module):
-    """A linear layer and GELU: in two steps, or as `function` does both from input, weight and bias."""
-
-    function: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
-
-    def __init__(self, dim: int, inner_dim: int, *, bias: bool):
-        super().__init__()
-        self.proj = nn.Linear(dim, inner_dim, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.function is not None:
-            return self.function(x, self.proj.weight, self.proj.bias)
-        return F.gelu(self.proj(x), approximate="tanh")
-
-
 class FeedForward(nn.Module):
     def __init__(self, dim: int, *, bias: bool):
         super().__init__()
-        # The identity keeps the official numbering, net.0 and net.2.
-        self.net = nn.Sequential(
-            GELUProjection(dim, 4 * dim, bias=bias), nn.Identity(), nn.Linear(4 * dim, dim, bias=bias)
-        )
+        self.elementwise: Elementwise = TORCH
+        # The official numbering: net.0.proj and net.2.
+        into = nn.ModuleDict({"proj": nn.Linear(dim, 4 * dim, bias=bias)})
+        self.net = nn.ModuleList([into, nn.Identity(), nn.Linear(4 * dim, dim, bias=bias)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    @property
+    def forms(self) -> Forms:
+        """The forms in which `x` is read."""
+        return forms_for(self.net.get_submodule("0.proj"))
+
+    def forward(self, x: Activation) -> Tensor:
+        into, out = self.net.get_submodule("0.proj"), self.net[2]
+        return linear(out, self.elementwise.gelu_linear(into, x, forms_for(out)))
 
 
 class TextKeys(NamedTuple):
@@ -84,6 +76,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: TransformerConfig, attention: AttentionByRole):
         super().__init__()
+        self.elementwise: Elementwise = TORCH
         self.norm_eps = config.norm_eps
         self.modulates_text = config.cross_attention_adaln
         self.functions = BlockFunctions(TransformerBlock.advance, TransformerBlock.project_texts)
@@ -146,7 +139,7 @@ class TransformerBlock(nn.Module):
         self, hidden: Hidden, inputs: BlockInputs, texts: BlockTexts, perturbation: BlockPerturbation
     ) -> Hidden:
         """One batch through the block."""
-        video, audio = hidden
+        video, audio = [None if x is None else Residual(x) for x in hidden]
         video_stream, audio_stream = inputs
         if video is not None and video_stream is not None and video_stream.enabled:
             table = self.scale_shift_table
@@ -164,72 +157,74 @@ class TransformerBlock(nn.Module):
             video = self._feed_forward(video, video_stream, self.ff, self.scale_shift_table)
         if audio is not None and audio_stream is not None and audio_stream.enabled:
             audio = self._feed_forward(audio, audio_stream, self.audio_ff, self.audio_scale_shift_table)
-        return Hidden(video, audio)
+        added = self.elementwise.added
+        return Hidden(None if video is None else added(video), None if audio is None else added(audio))
 
-    def _norm(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.norm_eps)
-
-    def _attend_self(self, x: Tensor, stream: StreamInputs, attention: Attention, table: Tensor, keep: Keep) -> Tensor:
-        shift, scale, gate = modulation_rows(table[SELF_ROWS], stream.modulation.part(SELF_ROWS))
-        normed = modulate(self._norm(x), shift, scale)
+    def _attend_self(
+        self, stream: Residual, inputs: StreamInputs, attention: Attention, table: Tensor, keep: Keep
+    ) -> Residual:
+        shift, scale, gate = self.elementwise.rows(table[SELF_ROWS], inputs.modulation.part(SELF_ROWS))
+        x, (normed,) = self.elementwise.normed(stream, self.norm_eps, Wanted(shift, scale, attention.self_forms))
         update = attention(
-            normed, normed, rotary=stream.rotary, context_rotary=stream.rotary, mask=stream.self_bias, keep=keep
+            normed, normed, rotary=inputs.rotary, context_rotary=inputs.rotary, mask=inputs.self_bias, keep=keep
         )
-        return x + gate * update
+        return Residual(x, update, gate)
 
     def _project_text(self, text: TextInputs, attention: Attention, table: Tensor | None) -> TextKeys:
-        context = text.context
-        if table is not None:
-            rows = table.to(context.dtype) if text.modulation is None else modulation_rows(table, text.modulation)
-            shift, scale = rows
-            context = modulate(context, shift, scale)
+        context: Activation = text.context
+        if table is not None and text.modulation is None:
+            shift, scale = table.to(text.context.dtype)
+            context = modulate(text.context, shift, scale)
+        elif table is not None and text.modulation is not None:
+            shift, scale = self.elementwise.rows(table, text.modulation)
+            context = self.elementwise.modulated(text.context, Wanted(shift, scale, attention.context_forms))
         return TextKeys(attention.keys_values(context), text.bias)
 
     def _attend_text(
-        self, x: Tensor, stream: StreamInputs, attention: Attention, table: Tensor, text: TextKeys | None
-    ) -> Tensor:
+        self, stream: Residual, inputs: StreamInputs, attention: Attention, table: Tensor, text: TextKeys | None
+    ) -> Residual:
         assert text is not None
-        normed = self._norm(x)
-        if not self.modulates_text:
-            return x + attention.attend_to(normed, text.keys_values, mask=text.bias)
-        shift, scale, gate = modulation_rows(table[TEXT_ROWS], stream.modulation.part(TEXT_ROWS))
-        return x + gate * attention.attend_to(modulate(normed, shift, scale), text.keys_values, mask=text.bias)
+        shift = scale = gate = None
+        if self.modulates_text:
+            shift, scale, gate = self.elementwise.rows(table[TEXT_ROWS], inputs.modulation.part(TEXT_ROWS))
+        x, (normed,) = self.elementwise.normed(stream, self.norm_eps, Wanted(shift, scale, attention.query_forms))
+        return Residual(x, attention.attend_to(normed, text.keys_values, mask=text.bias), gate)
 
     def _attend_across(
-        self, video: Tensor, audio: Tensor, video_stream: StreamInputs, audio_stream: StreamInputs, keep: Keep
-    ) -> tuple[Tensor, Tensor]:
+        self, video: Residual, audio: Residual, video_inputs: StreamInputs, audio_inputs: StreamInputs, keep: Keep
+    ) -> tuple[Residual, Residual]:
         """Both directions start from the streams as they are now: v2a does not see what a2v changed."""
-        video_cross, audio_cross = video_stream.cross, audio_stream.cross
+        video_cross, audio_cross = video_inputs.cross, audio_inputs.cross
         assert video_cross is not None
         assert audio_cross is not None
         video_table, audio_table = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
-        video_rows = modulation_rows(video_table[CROSS_ROWS], video_cross.modulation)
-        audio_rows = modulation_rows(audio_table[CROSS_ROWS], audio_cross.modulation)
-        video_normed, audio_normed = self._norm(video), self._norm(audio)
+        rows, normed = self.elementwise.rows, self.elementwise.normed
+        a2v, v2a = self.audio_to_video_attn, self.video_to_audio_attn
 
-        if video_stream.enabled:
-            (gate,) = modulation_rows(video_table[CROSS_GATE_ROW], video_cross.gate)
-            update = self.audio_to_video_attn(
-                modulate(video_normed, scale=video_rows[0], shift=video_rows[1]),
-                modulate(audio_normed, scale=audio_rows[0], shift=audio_rows[1]),
-                rotary=video_cross.rotary,
-                context_rotary=audio_cross.rotary,
-            )
-            video = _add_where(keep, video, gate * update)
-        if audio_stream.enabled:
-            (gate,) = modulation_rows(audio_table[CROSS_GATE_ROW], audio_cross.gate)
-            update = self.video_to_audio_attn(
-                modulate(audio_normed, scale=audio_rows[2], shift=audio_rows[3]),
-                modulate(video_normed, scale=video_rows[2], shift=video_rows[3]),
-                rotary=audio_cross.rotary,
-                context_rotary=video_cross.rotary,
-            )
-            audio = _add_where(keep, audio, gate * update)
+        scale, shift, other_scale, other_shift = rows(video_table[CROSS_ROWS], video_cross.modulation)
+        to_video, of_video = Wanted(shift, scale, a2v.query_forms), Wanted(other_shift, other_scale, v2a.context_forms)
+        video_x, (a2v_queries, v2a_context) = normed(video, self.norm_eps, to_video, of_video)
+        scale, shift, other_scale, other_shift = rows(audio_table[CROSS_ROWS], audio_cross.modulation)
+        of_audio, to_audio = Wanted(shift, scale, a2v.context_forms), Wanted(other_shift, other_scale, v2a.query_forms)
+        audio_x, (a2v_context, v2a_queries) = normed(audio, self.norm_eps, of_audio, to_audio)
+
+        video, audio = Residual(video_x), Residual(audio_x)
+        if video_inputs.enabled:
+            (gate,) = rows(video_table[CROSS_GATE_ROW], video_cross.gate)
+            update = a2v(a2v_queries, a2v_context, rotary=video_cross.rotary, context_rotary=audio_cross.rotary)
+            video = Residual(video_x, update, gate, keep)
+        if audio_inputs.enabled:
+            (gate,) = rows(audio_table[CROSS_GATE_ROW], audio_cross.gate)
+            update = v2a(v2a_queries, v2a_context, rotary=audio_cross.rotary, context_rotary=video_cross.rotary)
+            audio = Residual(audio_x, update, gate, keep)
         return video, audio
 
-    def _feed_forward(self, x: Tensor, stream: StreamInputs, feed_forward: FeedForward, table: Tensor) -> Tensor:
-        shift, scale, gate = modulation_rows(table[FEED_FORWARD_ROWS], stream.modulation.part(FEED_FORWARD_ROWS))
-        return x + gate * feed_forward(modulate(self._norm(x), shift, scale))
+    def _feed_forward(
+        self, stream: Residual, inputs: StreamInputs, feed_forward: FeedForward, table: Tensor
+    ) -> Residual:
+        shift, scale, gate = self.elementwise.rows(table[FEED_FORWARD_ROWS], inputs.modulation.part(FEED_FORWARD_ROWS))
+        x, (normed,) = self.elementwise.normed(stream, self.norm_eps, Wanted(shift, scale, feed_forward.forms))
+        return Residual(x, feed_forward(normed), gate)
 
 
 def joined(texts: Sequence[BlockTexts]) -> BlockTexts:
@@ -246,7 +241,3 @@ def joined(texts: Sequence[BlockTexts]) -> BlockTexts:
         return TextKeys(keys_values, torch.cat(biases) if biases else None)
 
     return BlockTexts(stream([text.video for text in texts]), stream([text.audio for text in texts]))
-
-
-def _add_where(keep: Keep, x: Tensor, update: Tensor) -> Tensor:
-    return torch.where(keep, x + update, x) if isinstance(keep, Tensor) else x + update

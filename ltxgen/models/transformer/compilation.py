@@ -11,12 +11,11 @@ from weakref import WeakValueDictionary
 
 import torch
 import torch.fx.experimental._config as shape_config
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo import lookup_backend
 
 from ltxgen.models.transformer.attention import Attention, AttentionFunction, sdpa
-from ltxgen.models.transformer.block import BlockFunctions, GELUProjection, TransformerBlock
+from ltxgen.models.transformer.block import BlockFunctions, TransformerBlock
 from ltxgen.models.transformer.model import Transformer
 from ltxgen.models.transformer.sharing import SharedSubexpressions
 
@@ -27,14 +26,10 @@ def compile_blocks(
     transformer: Transformer,
     note: Callable[[str], None] = lambda text: None,
     backend: str = "inductor",
-    *,
-    gelu_within: bool = False,
 ) -> None:
     """Let `transformer`'s blocks run compiled; `note` is told what is being compiled when that happens.
 
     An attention function is compiled with the block if it says so (`traceable`); others are called as they are.
-    `gelu_within` takes `gelu_linear` for the feed-forward; runs don't, until it has been measured
-    (docs/performance-notes.md).
     """
     functions = _compiled(note, backend)
     opaque = functools.cache(OpaqueAttention)  # one for all blocks
@@ -44,29 +39,11 @@ def compile_blocks(
         for module in block.modules():
             if isinstance(module, Attention) and not is_traceable(module.attend):
                 module.attend = opaque(module.attend)
-            if gelu_within and isinstance(module, GELUProjection) and type(module.proj) is nn.Linear:
-                module.function = gelu_linear
 
 
 def is_traceable(attend: AttentionFunction) -> bool:
     """Whether torch.compile may look into it: it is made of torch operations and reads nothing that changes."""
     return attend is sdpa or getattr(attend, "traceable", False)
-
-
-def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """gelu(x @ weight.T + bias) of x (B, T, C), weight (C', C), bias (C',): where cuBLAS can, GELU within the product.
-
-    That spares writing and reading the widest tensor of a block, and rounds once instead of twice. bf16 alone, whose
-    rounding hides that the product's tanh is an approximation; elsewhere the product has no GELU, or the exact one.
-    """
-    if bias is None or not x.is_cuda or x.dtype is not torch.bfloat16 or not _HAS_GELU_PRODUCT:
-        return F.gelu(F.linear(x, weight, bias), approximate="tanh")
-    rows = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
-    return rows.unflatten(0, x.shape[:-1])
-
-
-# Private in torch, there since 1.13. Not on AMD, where it is untried.
-_HAS_GELU_PRODUCT = hasattr(torch, "_addmm_activation") and torch.version.cuda is not None
 
 
 @functools.cache  # functions compiled anew would know nothing of what was compiled before

@@ -39,6 +39,39 @@ def plain_rows(scaled: Scaled, dtype: torch.dtype) -> Tensor:
     return (scaled.values.float() * scaled.scales).to(dtype)
 
 
+class Rows(NamedTuple):
+    """An activation in the forms that the layers which read it take; `dtype` is that of `plain`, there or not."""
+
+    plain: Tensor | None
+    scaled: Scaled
+    dtype: torch.dtype
+
+
+Activation = Tensor | Rows
+
+
+class Forms(NamedTuple):
+    """In which forms an activation is read."""
+
+    plain: bool
+    scaled: bool
+
+
+def forms_for(*layers: nn.Module | None) -> Forms:
+    """What `layers`, those that aren't None, take."""
+    scaled = [isinstance(layer, Float8Linear) for layer in layers if layer is not None]
+    return Forms(plain=not all(scaled), scaled=any(scaled))
+
+
+def linear(layer: nn.Module, x: Activation) -> Tensor:
+    """`layer` of x (..., T, K): of the form that it takes, if x has several."""
+    if not isinstance(x, Rows):
+        return layer(x)
+    if isinstance(layer, Float8Linear):
+        return layer.product(x.scaled, x.dtype)
+    return layer(x.plain)
+
+
 class Float8Linear(nn.Module):
     """A linear layer that holds `weight` (N, K) in e4m3 and `weight_scale` (N, 1) in fp32; `bias` stays as it was.
 
@@ -68,8 +101,12 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., T, K) to (..., T, N) in its dtype."""
-        rows = scaled_rows(x.flatten(0, -2))
-        return self._product(rows, x.dtype).unflatten(0, x.shape[:-1])
+        return self.product(scaled_rows(x), x.dtype)
+
+    def product(self, x: Scaled, dtype: torch.dtype) -> Tensor:
+        """The same of values (..., T, K) that are scaled already."""
+        rows = Scaled(x.values.flatten(0, -2), x.scales.flatten(0, -2))
+        return self._product(rows, dtype).unflatten(0, x.values.shape[:-1])
 
     def _product(self, rows: Scaled, dtype: torch.dtype) -> Tensor:
         if rows.values.is_cuda:

@@ -56,7 +56,7 @@ def rotary_table(
     angles = angles.flatten(-2)
     # An angle of zero is the pad: cos 1, sin 0.
     angles = torch.nn.functional.pad(angles, (width // 2 - angles.shape[-1], 0))
-    angles = angles.unflatten(-1, (num_heads, -1))  # (B, T, H, D/2)
+    angles = angles.unflatten(-1, (num_heads, -1)).contiguous()  # (B, T, H, D/2); kernels read it in this order
     return RotaryTable(angles.cos().to(dtype), angles.sin().to(dtype))
 
 

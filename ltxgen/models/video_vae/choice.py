@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ltxgen.models.fusing import why_not_fused
 from ltxgen.models.video_vae.budget import DecodeCost, EncodeCost
 from ltxgen.models.video_vae.config import VideoVAEConfig
 from ltxgen.models.video_vae.decoder import VideoDecoder
@@ -21,17 +21,6 @@ Kernels = Literal["plain", "fused", "auto"]
 # Measured at 1536x1024x121 on an H200 (21.4 GB): the plain layers need copies that cuDNN reorders beside their own.
 # Counted: the fused ones have what a convolution reads, what it writes, and the trunk of the residual blocks.
 _COPIES = {"plain": 7.05, "fused": 3.1}
-
-
-def why_not_fused(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What the fused kernels lack here, as it stands behind "they" or "fused ones"; None: nothing."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return f"need an NVIDIA GPU, and this is {device if device.type != 'cuda' else 'one of AMD'}"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"are for 16-bit weights, and these are {str(dtype).removeprefix('torch.')}"
-    if importlib.util.find_spec("triton") is None:
-        return "need the package triton, which comes with torch's CUDA builds"
-    return None
 
 
 def decoder_for(decoder: VideoDecoder, latents: Tensor, kernels: Kernels) -> tuple[Decoder, DecodeCost]:
