@@ -80,6 +80,7 @@ def _material(plan: Plan, name: str) -> dict[str, Any]:
         material["transformer"] = {
             "attention": dict(plan.backends),
             "precision": canonical(recipe.precision),
+            "kernels": plan.fused,
             "compile": plan.compiles,
             "batch_passes": recipe.runtime.batch_passes,
             "graphs": recipe.runtime.graphs,
