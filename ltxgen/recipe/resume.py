@@ -74,8 +74,10 @@ def resumable(
 
 
 def interrupted(output: Path) -> Interrupted | None:
-    """The run into `output` that did not end; None where it did. Raises Refusal when there was none, or when it is still
-    going on."""
+    """The run into `output` that did not end; None where it did.
+
+    Raises Refusal when there was none, or when it is still going on.
+    """
     state = run_state(output)
     if not (state / CONFIG).exists():
         if (output / "manifest.json").exists():  # moved there last
