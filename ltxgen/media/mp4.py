@@ -29,8 +29,8 @@ _BT709 = 1  # AVCOL_SPC_BT709, AVCOL_PRI_BT709 and AVCOL_TRC_BT709
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 _LARGEST_TIMESCALE = 2**31 - 1  # ffmpeg's rationals are pairs of 32-bit integers
 
-# x264's macroblock tree works on 8 blocks of 16 pixels at once and, where a row ends within them, also on what happens to
-# lie behind: the same frames then give one of several files. Without it they give one.
+# x264's macroblock tree works on 8 blocks of 16 pixels at once and, where a row ends within them, also on what happens
+# to lie behind: the same frames then give one of several files. Without it they give one.
 _MACROBLOCK, _MBTREE_VECTOR = 16, 8
 
 

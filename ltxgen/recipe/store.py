@@ -7,7 +7,6 @@ write the same, and a file that is dropped while it is read stays readable.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
