@@ -29,17 +29,18 @@ def ltxgen(*words: str) -> list[str]:
     return [sys.executable, "-m", "ltxgen", *words]
 
 
-def run(folder: Path, *words: str) -> float:
-    started = time.perf_counter()
+def run(folder: Path, *words: str) -> None:
     subprocess.run(ltxgen(*words), cwd=folder, check=True, capture_output=True)
-    return time.perf_counter() - started
 
 
-def kill(folder: Path, seconds: float, *words: str) -> None:
+def kill(folder: Path, seconds: float, *words: str) -> bool:
+    """Kill a run so many seconds after it began to work; returns whether it was still at it."""
     process = subprocess.Popen(ltxgen(*words), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any((folder / "cache" / "runs").glob("killed-*/config.json")):
+        time.sleep(0.005)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    return process.wait() != 0
 
 
 def wrong(output: Path, wanted: Path) -> list[str]:
@@ -55,22 +56,20 @@ def main() -> int:
         folder = Path(scratch)
         os.environ.update(LTXGEN_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1")
         run(folder, *WORDS, "cache=off", "output.dir=wanted")  # also makes the embedded model
-        whole = run(folder, *WORDS, "cache=off", "output.dir=wanted")
+        whole = json.loads((folder / "wanted" / "manifest.json").read_text())["seconds"]
         for number in range(kills):
-            moment = random.uniform(0, whole)
+            moment = random.uniform(0, 1.1 * whole)
             mode = random.choice(("off", "auto", "read"))
-            words = (*WORDS, f"cache={mode}", "output.dir=killed")
             shutil.rmtree(folder / "cache" / "stages", ignore_errors=True)
-            kill(folder, moment, *words)
-            begun = any((folder / "cache" / "runs").glob("killed-*/config.json")) or (folder / "killed").exists()
-            run(folder, *(("resume", "killed") if begun else words))
-            manifest = json.loads((folder / "killed" / "manifest.json").read_text())
-            reused = [name for name, stage in manifest["stages"].items() if stage["from"] == "cache"]
+            killed = kill(folder, moment, *WORDS, f"cache={mode}", "output.dir=killed")
+            run(folder, "resume", "killed")
+            stages = json.loads((folder / "killed" / "manifest.json").read_text())["stages"]
+            reused = [name for name, stage in stages.items() if stage["from"] == "cache"]
+            steps = [stage["resumed after step"] for stage in stages.values() if "resumed after step" in stage]
             found = wrong(folder / "killed", folder / "wanted")
             bad += bool(found)
-            print(
-                f"{number:3} {mode:5} {moment:5.2f} s {'resumed' if begun else 'had not begun'} {reused} {found or ''}"
-            )
+            what = f"reused {reused}, resumed after step {steps}" if killed else "was done"
+            print(f"{number:3} cache={mode:5} {moment:5.2f} s: {what} {found or ''}", flush=True)
             shutil.rmtree(folder / "killed")
     print(f"{kills} kills, {bad} wrong")
     return 1 if bad else 0

@@ -8,7 +8,8 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_latents_after_a_kill_are_the_same_bit_for_bit(run_ltxgen, tiny_words, t
         words = (*tiny_words, *WORDS, *less, "cache=auto", f"cache.folder={store / kind}", f"output.dir={kind}")
         if kind == "killed":
             with killed_at_call(Denoiser, "__call__", 4):
-                assert in_a_child(lambda: run_ltxgen(*words, cwd=tmp_path)) == signal.SIGKILL
+                assert in_a_child(partial(run_ltxgen, *words, cwd=tmp_path)) == signal.SIGKILL
             words = ("resume", "killed")
         assert run_ltxgen(*words, cwd=tmp_path).code == 0
         entries = {entry.facts()["stage"]: entry for entry in Store(store / kind).entries()}
@@ -137,10 +138,8 @@ def test_latents_after_a_kill_are_the_same_bit_for_bit(run_ltxgen, tiny_words, t
         assert all(torch.equal(tensors[each], others[each]) for each in tensors), name
 
 
-def test_an_interrupted_run_goes_on_in_a_folder_that_is_gone(
-    run_ltxgen, tiny_words, tmp_path, monkeypatch, undisturbed
-):
-    """Ctrl-C leaves nothing where results go, and the run can be resumed all the same."""
+def test_an_interrupted_run_leaves_nothing_and_goes_on(run_ltxgen, tiny_words, tmp_path, monkeypatch, undisturbed):
+    """Ctrl-C leaves not even the folder, and the run can be resumed into it all the same."""
     with monkeypatch.context() as patch:
 
         def interrupt(*arguments: Any) -> None:
@@ -179,17 +178,27 @@ def test_what_can_not_be_resumed(run_ltxgen, tiny_words, tmp_path, stored_run):
         assert (again.code, "another run is writing there" in again.err) == (2, True)
 
 
+def fail(block: AbstractContextManager[Any], work: Callable[[], Any] = lambda: None) -> None:
+    """An error in a `with` block, after some work."""
+
+    def failing() -> None:
+        with block:
+            work()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
+
+
 def test_what_is_kept_of_a_run(tmp_path, tiny_set):
     output = tmp_path / "out"
     with pytest.raises(Refusal, match="no run into this folder"):
         interrupted(output)
-    with pytest.raises(RuntimeError), resumable(output, {"name": "x"}, print):
-        (run_state(output) / "stages").mkdir()
-        raise RuntimeError
+    stages = run_state(output) / "stages"
+    fail(resumable(output, {"name": "x"}, print), stages.mkdir)
     assert interrupted(output).config == {"name": "x"}
-    with pytest.raises(RuntimeError), resumable(output, {"name": "y"}, print, continues=True):
-        assert (run_state(output) / "stages").exists()
-        raise RuntimeError
+    fail(resumable(output, {"name": "x"}, print, continues=True))
+    assert stages.exists()
     with resumable(output, {"name": "y"}, print):
         assert not (run_state(output) / "stages").exists()
         assert forget_runs() == 0  # it is going on
@@ -198,8 +207,7 @@ def test_what_is_kept_of_a_run(tmp_path, tiny_set):
 
 def test_runs_that_are_not_resumed_are_forgotten(tmp_path, tiny_set, monkeypatch):
     for name in ("old", "new"):
-        with pytest.raises(RuntimeError), resumable(tmp_path / name, {}, print):
-            raise RuntimeError
+        fail(resumable(tmp_path / name, {}, print))
     long_ago = time.time() - resume_module.KEPT_SECONDS - 60
     os.utime(run_state(tmp_path / "old"), (long_ago, long_ago))
     with resumable(tmp_path / "other", {}, print):

@@ -78,7 +78,7 @@ def test_what_is_no_value():
         pack({"file": Path("x")})
     with pytest.raises(ValueError, match="unknown type os:stat_result"):
         unpack(Packed({"type": "os:stat_result", "fields": {}}, {}), CPU, torch.float32)
-    with pytest.raises(ValueError, match="unknown type ltxgen.recipe.store:Store"):
+    with pytest.raises(ValueError, match=r"unknown type ltxgen\.recipe\.store:Store"):
         unpack(Packed({"type": "ltxgen.recipe.store:Store", "fields": {"folder": "/"}}, {}), CPU, torch.float32)
 
 
