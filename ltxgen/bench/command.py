@@ -44,7 +44,9 @@ def bench(words: Sequence[str], compose: Callable[[Sequence[str]], Composed], co
     options = parse_options(words)
     baseline = None if options.against is None else Results.read(options.against, "--against")
     with tempfile.TemporaryDirectory(prefix="ltxgen-") as scratch:
-        composed = [compose(each) for each in options.overrides_of_runs(Path(scratch) / "run")]
+        runs = options.overrides_of_runs(Path(scratch) / "run")
+        # Every stage of a whole run is to be timed, none to be taken from an earlier one.
+        composed = [{**compose(each), "cache": {"mode": "off"}} for each in runs]
         plans = [make_plan(parse_recipe(config), _log).require() for config in composed]
         cases = _cases(options, plans)
         machine = versions(plans[0].device)

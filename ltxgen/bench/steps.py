@@ -205,7 +205,7 @@ def while_running(
 def random_state(stage: Denoise, transformer: Transformer) -> dict[str, Any]:
     """What `stage` reads, at random: contexts and, where it starts from latents, those."""
     setting, video, audio = stage.setting, stage.video_grid, stage.audio_grid
-    noise = NoiseSource(setting.request.seed, device=setting.device, dtype=setting.dtype)
+    noise = NoiseSource(0, device=setting.device, dtype=setting.dtype)
     config = transformer.config
     widths = [config.caption_channels or stream.context_dim for stream in (config.video, config.audio)]
 

@@ -29,6 +29,10 @@ _BT709 = 1  # AVCOL_SPC_BT709, AVCOL_PRI_BT709 and AVCOL_TRC_BT709
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 _LARGEST_TIMESCALE = 2**31 - 1  # ffmpeg's rationals are pairs of 32-bit integers
 
+# x264's macroblock tree works on 8 blocks of 16 pixels at once and, where a row ends within them, also on what happens
+# to lie behind: the same frames then give one of several files. Without it they give one.
+_MACROBLOCK, _MBTREE_VECTOR = 16, 8
+
 
 @dataclass(frozen=True)
 class Mp4Settings:
@@ -149,6 +153,8 @@ class Mp4Writer:
     def _add_video(self, height: int, width: int) -> av.VideoStream:
         assert height % 2 == width % 2 == 0, "4:2:0 needs even sizes"
         options = {"crf": str(self.settings.crf), "preset": self.settings.preset}
+        if math.ceil(width / _MACROBLOCK) % _MBTREE_VECTOR:
+            options["x264-params"] = "mbtree=0"
         video = self._container.add_stream(VIDEO_ENCODER, rate=self.fps, options=options)
         assert isinstance(video, av.VideoStream)
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"

@@ -42,7 +42,7 @@ def _run_among(ranks: Ranks, config: Mapping[str, Any], continues: bool) -> Path
     """Run as one of ranks that each composed `config`."""
     agreed = agree(config, ranks.world_size, ranks.gather) if ranks.world_size > 1 else config
     with _progress(ranks) as progress:
-        folder = run_plan(_plan(agreed, ranks, progress), agreed, progress, ranks, continues=continues)
+        folder = run_plan(_plan(agreed, ranks, progress), agreed, progress, ranks, continues)
     return folder if ranks.is_main else None
 
 

@@ -50,7 +50,7 @@ NO_FOLDER = Path(os.devnull)
 
 
 def run_plan(
-    plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS, *, continues: bool = False
+    plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS, continues: bool = False
 ) -> Path:
     """Run all stages; returns the output folder, which then holds everything, or after an error nothing new.
 

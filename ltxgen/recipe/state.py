@@ -27,11 +27,16 @@ class Packed:
 
     def digest(self) -> str:
         """SHA-256 over everything in it."""
-        found = hashlib.sha256(json.dumps(self.structure, sort_keys=True).encode())
-        for name, tensor in sorted(self.tensors.items()):
-            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()
+        return digest(json.dumps(self.structure, sort_keys=True), self.tensors)
+
+
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a text and contiguous tensors on the CPU: their names, types, shapes and content."""
+    found = hashlib.sha256(f"{text}\n".encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def pack(value: Any) -> Packed:

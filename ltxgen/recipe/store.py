@@ -7,7 +7,6 @@ write the same, and a file that is dropped while it is read stays readable.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 from ltxgen.artifacts.safetensors_file import BadFile, SafetensorsFile, read_header, write_safetensors
 from ltxgen.media.files import locked, whole_file
-from ltxgen.recipe.state import Packed
+from ltxgen.recipe.state import Packed, digest
 
 FORMAT = 1
 SUFFIX = ".safetensors"
@@ -42,7 +41,12 @@ class Entry:
 
     def facts(self) -> Mapping[str, Any]:
         """What was said of it when it was saved. Raises BadEntry."""
-        return _entry(self.path)["facts"]
+        try:
+            return dict(json.loads(read_header(self.path).metadata["entry"])["facts"])
+        except BadFile as error:
+            raise BadEntry(str(error)) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadEntry("says nothing of what it holds") from error
 
 
 class Store:
@@ -59,40 +63,29 @@ class Store:
         """Keep a value, and drop others if the limit says so. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         entry = json.dumps({"format": FORMAT, "key": key, "facts": facts, "structure": packed.structure})
-        metadata = {"entry": entry, "sha256": _checksum(entry, packed)}
+        metadata = {"entry": entry, "sha256": digest(entry, packed.tensors)}
         with whole_file(self.path(key)) as partial:
             write_safetensors(partial, packed.tensors, metadata)
         self.evict()
 
     def load(self, key: str) -> Packed | None:
         """The value, checked to its last byte; None if there is none. Raises BadEntry for one that is damaged."""
-        path = self.path(key)
-        try:
-            found = self._read(key)
-        except FileNotFoundError:
-            return None
-        except BadEntry:
-            if not path.exists():  # dropped by another process a moment ago
-                return None
-            raise
-        with contextlib.suppress(OSError):  # a folder that can only be read keeps no order of use
-            os.utime(path)
-        return found
-
-    def _read(self, key: str) -> Packed:
-        path = self.path(key)
-        entry = _entry(path)
-        if entry["key"] != key:
-            raise BadEntry(f"holds {entry['key']}")
-        try:
-            with SafetensorsFile(path) as file:
-                packed = Packed(entry["structure"], {name: file.read(name) for name in file.header.tensors})
-                metadata = file.header.metadata
-        except BadFile as error:
-            raise BadEntry(str(error)) from error
-        if _checksum(metadata["entry"], packed) != metadata.get("sha256"):
-            raise BadEntry("its checksum is another one")
+        packed = self._read(key)
+        if packed is not None:
+            with contextlib.suppress(OSError):  # a folder that can only be read keeps no order of use
+                os.utime(self.path(key))
         return packed
+
+    def _read(self, key: str) -> Packed | None:
+        """Once more when another process has dropped or replaced the file meanwhile."""
+        path = self.path(key)
+        while (seen := _inode(path)) is not None:
+            try:
+                return _read(path, key)
+            except (BadEntry, FileNotFoundError):
+                if _inode(path) == seen:
+                    raise
+        return None
 
     def check(self, key: str) -> str | None:
         """What is wrong with a stored value; None when nothing is."""
@@ -134,17 +127,25 @@ class Store:
                 excess -= entry.num_bytes
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def _read(path: Path, key: str) -> Packed:
     try:
-        entry = json.loads(read_header(path).metadata.get("entry", ""))
+        with SafetensorsFile(path) as file:
+            metadata = file.header.metadata
+            tensors = {name: file.read(name) for name in file.header.tensors}
     except BadFile as error:
         raise BadEntry(str(error)) from error
-    except ValueError as error:
-        raise BadEntry("says nothing of what it holds") from error
-    if not isinstance(entry, dict) or entry.get("format") != FORMAT:
-        raise BadEntry("was written by another version")
-    return entry
+    text = metadata.get("entry", "")
+    if digest(text, tensors) != metadata.get("sha256"):
+        raise BadEntry("is damaged: its checksum is another one")
+    entry = json.loads(text)
+    if (entry["format"], entry["key"]) != (FORMAT, key):
+        raise BadEntry(f"holds {entry['key']} in format {entry['format']}")
+    return Packed(entry["structure"], tensors)
 
 
-def _checksum(entry: str, packed: Packed) -> str:
-    return hashlib.sha256(f"{entry}\n{packed.digest()}".encode()).hexdigest()
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns

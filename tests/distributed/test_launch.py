@@ -34,7 +34,7 @@ from ltxgen.parallel.launch import (
 
 FAULTS = Path(__file__).parent / "faults"
 # One stage, in which a rank goes wrong: no model is loaded.
-FAULT = ("name=fault", "model=ltx23_tiny", "request=demo", "+stages.fault.kind=fault", "output.dir=out")
+FAULT = ("name=fault", "model=ltx23_tiny", "request=demo", "+stages.fault.kind=fault", "cache=off", "output.dir=out")
 RANKS = "parallel.num_processes=2"
 SECONDS_TO_END = 30  # what the launcher has to end a job with a failed rank; a rank that can't unwind takes 3
 

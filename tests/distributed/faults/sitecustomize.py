@@ -30,6 +30,7 @@ class Fault:
     parts = ()
     size_multiple = 1
     num_passes = 0
+    makes_stream = False
     work = None
 
     def __init__(self, config: FaultConfig) -> None:

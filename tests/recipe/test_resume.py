@@ -1,0 +1,258 @@
+"""Runs that are killed at chosen moments and continued: equal results, nothing half-written, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ltxgen.artifacts.cache_folder import cache_folder
+from ltxgen.config.errors import Refusal
+from ltxgen.recipe import resume as resume_module
+from ltxgen.recipe import run as run_module
+from ltxgen.recipe.resume import forget_runs, interrupted, resumable, run_state
+from ltxgen.recipe.run import whole_folder
+from ltxgen.recipe.store import Store
+from ltxgen.stage.denoise import Denoiser
+from ltxgen.stage.upsample import Upsample
+
+WORDS = ("stages.base.steps=4", "stages.base.checkpoint_every=1", "stages.refine.checkpoint_every=2")
+FILES = ["contact_sheet.png", "manifest.json", "recipe.yaml", "video.mp4"]
+
+
+def die(*arguments: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def killed_at_call(owner: Any, name: str, number: int) -> Iterator[None]:
+    """The process is killed when `owner.name` is called for the time of this number, counted from 1."""
+    calls = 0
+    called = getattr(owner, name)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            die()
+        return called(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, counted)
+        yield
+
+
+def in_a_child(work: Callable[[], Any]) -> int:
+    """Run `work` in a fork of this process; returns the signal that ended it, 0 for none."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run_ltxgen, tiny_words, tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "out"
+    result = run_ltxgen(*tiny_words, *WORDS, f"output.dir={folder}", cwd=folder.parent)
+    assert result.code == 0, result.err
+    return results(folder)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    files = {name: (folder / name).read_bytes() for name in ("contact_sheet.png", "video.mp4")}
+    return {**files, "keys": {name: stage["key"] for name, stage in stages.items()}}
+
+
+MOMENTS = {
+    "before the first step": (Denoiser, "__call__", 1),
+    "in the third step": (Denoiser, "__call__", 3),
+    "between stages": (Upsample, "run", 1),
+    "in the second stage of steps": (Denoiser, "__call__", 7),
+    "while an output is stored": (os, "replace", 3),
+    "while the files are moved": (Path, "replace", 2),
+    "when all is moved": (shutil, "rmtree", 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("moment", "mode"),
+    [*((moment, "off") for moment in MOMENTS), ("in the third step", "auto"), ("while an output is stored", "auto")],
+)
+def test_a_killed_run_goes_on(run_ltxgen, tiny_words, tmp_path, undisturbed, moment, mode):
+    output = tmp_path / "out"
+    words = (*tiny_words, *WORDS, f"cache={mode}", f"cache.folder={tmp_path / 'cache'}", "output.dir=out")
+    with killed_at_call(*MOMENTS[moment]):
+        assert in_a_child(lambda: run_ltxgen(*words, cwd=tmp_path)) == signal.SIGKILL
+    visible = [path for path in output.iterdir() if not path.name.startswith(".")]
+    assert "manifest.json" not in {path.name for path in visible} or moment == "when all is moved"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    result = run_ltxgen("resume", str(output), cwd=elsewhere)
+    assert result.code == 0, result.err
+    assert results(output) == undisturbed
+    assert result.out.splitlines() == [str(output / "video.mp4"), str(output / "contact_sheet.png")]
+    assert not run_state(output).exists()
+    stages = json.loads((output / "manifest.json").read_text())["stages"]
+    if moment == "in the third step":
+        assert stages["prompt"]["from"] == "cache"
+        assert stages["base"]["resumed after step"] == 2
+    if moment == "in the second stage of steps":
+        assert [stages[name]["from"] for name in ("base", "upsample", "refine")] == ["cache", "cache", "run"]
+        assert stages["refine"]["resumed after step"] == 2
+
+
+def test_latents_after_a_kill_are_the_same_bit_for_bit(run_ltxgen, tiny_words, tmp_path):
+    """Also the last bit, and in the middle of a stage whose guidance repeats an earlier prediction."""
+    less = ("~stages.decode_video", "~stages.decode_audio", "~stages.write", "stages.base.guidance.audio.skip_step=1")
+    whole, store = {}, tmp_path / "cache"
+    for kind in ("whole", "killed"):
+        words = (*tiny_words, *WORDS, *less, "cache=auto", f"cache.folder={store / kind}", f"output.dir={kind}")
+        if kind == "killed":
+            with killed_at_call(Denoiser, "__call__", 4):
+                assert in_a_child(partial(run_ltxgen, *words, cwd=tmp_path)) == signal.SIGKILL
+            words = ("resume", "killed")
+        assert run_ltxgen(*words, cwd=tmp_path).code == 0
+        entries = {entry.facts()["stage"]: entry for entry in Store(store / kind).entries()}
+        assert set(entries) == {"prompt", "base", "upsample", "refine"}  # no steps are left
+        whole[kind] = {name: (entry.key, load_file(entry.path)) for name, entry in entries.items()}
+    for name, (key, tensors) in whole["whole"].items():
+        other_key, others = whole["killed"][name]
+        assert (key, tensors.keys()) == (other_key, others.keys())
+        assert all(torch.equal(tensors[each], others[each]) for each in tensors), name
+
+
+def test_an_interrupted_run_leaves_nothing_and_goes_on(run_ltxgen, tiny_words, tmp_path, monkeypatch, undisturbed):
+    """Ctrl-C leaves not even the folder, and the run can be resumed into it all the same."""
+    with monkeypatch.context() as patch:
+
+        def interrupt(*arguments: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Upsample, "run", interrupt)
+        assert run_ltxgen(*tiny_words, *WORDS, "output.dir=out", cwd=tmp_path).code == 130
+    assert list(tmp_path.iterdir()) == []
+    result = run_ltxgen("resume", "out", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert results(tmp_path / "out") == undisturbed
+    stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
+    assert [name for name, stage in stages.items() if stage["from"] == "cache"] == ["prompt", "base"]
+
+
+def test_the_same_command_does_not_go_on_with_the_cache_off(run_ltxgen, tiny_words, tmp_path, monkeypatch):
+    words = (*tiny_words, "~stages.decode_video", "~stages.decode_audio", "~stages.write", "output.dir=out")
+    with killed_at_call(Upsample, "run", 1):
+        assert in_a_child(lambda: run_ltxgen(*words, cwd=tmp_path)) == signal.SIGKILL
+    assert run_ltxgen(*words, cwd=tmp_path).code == 0
+    stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
+    assert {stage["from"] for stage in stages.values()} == {"run"}
+
+
+def test_what_can_not_be_resumed(run_ltxgen, tiny_words, tmp_path, stored_run):
+    finished = run_ltxgen("resume", str(stored_run()), cwd=tmp_path)
+    assert (finished.code, finished.out.splitlines()[0]) == (0, str(stored_run() / "video.mp4"))
+    nothing = run_ltxgen("resume", "nowhere", cwd=tmp_path)
+    assert nothing.code == 2
+    assert "no run into this folder was interrupted" in nothing.err
+    assert run_ltxgen("resume", cwd=tmp_path).code == 2
+    with resumable(tmp_path / "busy", {"output": {}}, print):
+        busy = run_ltxgen("resume", "busy", cwd=tmp_path)
+        assert (busy.code, "is still being written" in busy.err) == (2, True)
+        again = run_ltxgen(*tiny_words, "output.dir=busy", cwd=tmp_path)
+        assert (again.code, "another run is writing there" in again.err) == (2, True)
+
+
+def fail(block: AbstractContextManager[Any], work: Callable[[], Any] = lambda: None) -> None:
+    """An error in a `with` block, after some work."""
+
+    def failing() -> None:
+        with block:
+            work()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        failing()
+
+
+def test_what_is_kept_of_a_run(tmp_path, tiny_set):
+    output = tmp_path / "out"
+    with pytest.raises(Refusal, match="no run into this folder"):
+        interrupted(output)
+    stages = run_state(output) / "stages"
+    fail(resumable(output, {"name": "x"}, print), stages.mkdir)
+    assert interrupted(output).config == {"name": "x"}
+    fail(resumable(output, {"name": "x"}, print, continues=True))
+    assert stages.exists()
+    with resumable(output, {"name": "y"}, print):
+        assert not (run_state(output) / "stages").exists()
+        assert forget_runs() == 0  # it is going on
+    assert not run_state(output).exists()
+
+
+def test_runs_that_are_not_resumed_are_forgotten(tmp_path, tiny_set, monkeypatch):
+    for name in ("old", "new"):
+        fail(resumable(tmp_path / name, {}, print))
+    long_ago = time.time() - resume_module.KEPT_SECONDS - 60
+    os.utime(run_state(tmp_path / "old"), (long_ago, long_ago))
+    with resumable(tmp_path / "other", {}, print):
+        pass
+    assert (run_state(tmp_path / "old").exists(), run_state(tmp_path / "new").exists()) == (False, True)
+    assert forget_runs() == 1
+
+
+def test_a_cache_folder_that_can_not_be_written_only_ends_the_resuming(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LTXGEN_CACHE", str(tmp_path / "file"))
+    said: list[str] = []
+    with resumable(tmp_path / "out", {}, said.append):
+        pass
+    assert len(said) == 1
+    assert "can't be resumed" in said[0]
+    assert not cache_folder().is_dir()
+
+
+def test_what_a_killed_run_left_goes_with_the_next_one(tmp_path):
+    def killed() -> None:
+        with whole_folder(tmp_path) as folder:
+            (folder / "video.mp4").write_text("half")
+            die()
+
+    assert in_a_child(killed) == signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    fresh = tmp_path / f"{run_module.PARTIAL}starting"
+    fresh.mkdir()  # of a run that has it, but not its lock yet
+    with whole_folder(tmp_path) as living, whole_folder(tmp_path):
+        assert living.exists()  # another one that is going on
+        assert not left.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {fresh.name}
+
+
+def test_the_manifest_is_moved_last(tmp_path, monkeypatch):
+    (tmp_path / "manifest.json").write_text("an earlier run's")
+    replace = Path.replace
+
+    def moved(path: Path, target: Path) -> Path:
+        assert not (tmp_path / "manifest.json").exists()
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", moved)
+    with whole_folder(tmp_path) as folder:
+        for name in ("contact_sheet.png", "manifest.json", "recipe.yaml", "video.mp4"):
+            (folder / name).write_text(name)
+    assert (tmp_path / "manifest.json").read_text() == "manifest.json"
