@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class LatentState:
     - `denoise_mask` (B, T, 1) fp32: 1 for a generated token, 0 for a given one, between for a partly given one.
     - `positions` (B, axes, T, 2): each token's bounds [start, end) in seconds and pixels.
     - `num_generated`: tokens of the latent grid; conditioning tokens appended after them are dropped at the end.
+    - `role`: what isn't "generated" has a mask of 0 throughout and informs the other modality. "given" comes from
+      outside and reads the prompt in every pass, "kept" is what a retake leaves of its clip.
     """
 
     latents: Tensor
@@ -33,6 +35,7 @@ class LatentState:
     denoise_mask: Tensor
     positions: Tensor
     num_generated: int
+    role: Literal["generated", "given", "kept"] = "generated"
 
     @classmethod
     def from_tokens(cls, latents: Tensor, positions: Tensor) -> LatentState:
@@ -85,10 +88,13 @@ def apply_noise(state: LatentState, noise: Tensor, scale: float, numerics: Numer
     """Noise a state up to sigma = `scale`; given tokens stay clean. `noise` (B, T, C) is standard normal.
 
     "lerp" mixes latents with noise, then the clean tokens in by the mask; "scaled" lets the mask scale the noise. They
-    differ for tokens with a mask between 0 and 1, and where `latents` and `clean` differ.
+    differ for tokens with a mask between 0 and 1, and where `latents` and `clean` differ. A modality that is kept may
+    start from noise all the same (`Numerics.kept_start`).
     """
     latents, clean, noise = state.latents.float(), state.clean.float(), noise.float()
-    if numerics.noising == "lerp":
+    if state.role == "kept" and numerics.kept_start == "noise":
+        noised = torch.lerp(latents, noise, scale)
+    elif numerics.noising == "lerp":
         noised = torch.lerp(clean, torch.lerp(latents, noise, scale), state.denoise_mask)
     else:
         weight = state.denoise_mask * scale

@@ -1,7 +1,8 @@
-"""Read the sound of a file: any container and codec that FFmpeg knows, as a stereo waveform at the file's own rate."""
+"""Sounds of files: read from any container and codec that FFmpeg knows, and written as wav."""
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ import av
 import numpy as np
 import torch
 from torch import Tensor
+
+from ltxgen.media.files import whole_file
+from ltxgen.media.mp4 import as_int16, stereo
 
 # Codecs with overlapping blocks need the one before to decode one right; a start inside the file is led in by this.
 _LEAD_SECONDS = 0.2
@@ -85,6 +89,17 @@ def _stereo(frame: av.AudioFrame) -> Iterator[np.ndarray]:
     for part in av.AudioResampler(format="fltp", layout=layout).resample(frame):
         samples = part.to_ndarray()
         yield np.repeat(samples, _NUM_CHANNELS, axis=0) if len(samples) == 1 else samples
+
+
+def write_wav(path: Path, sound: Sound) -> Path:
+    """Write a sound in 16 bits, whole or not at all; ValueError for a NaN or infinite sample."""
+    samples = as_int16(stereo(sound.waveform))
+    with whole_file(path) as partial, wave.open(str(partial), "wb") as file:
+        file.setnchannels(_NUM_CHANNELS)
+        file.setsampwidth(2)
+        file.setframerate(sound.sample_rate)
+        file.writeframes(np.ascontiguousarray(samples.T).astype("<i2").tobytes())
+    return path
 
 
 def reason_of(error: Exception) -> str:

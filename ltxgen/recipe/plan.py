@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,9 +39,10 @@ from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weig
 from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
+from ltxgen.recipe.sizes import with_source_sizes
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import Setting, Stage
+from ltxgen.stage.protocol import OPTIONAL_FIELDS, Setting, Stage
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
 
     `local_rank` is the number of this process on its machine, which gets the GPU of that number.
     """
-    problems: list[Problem] = []
+    recipe, problems = with_source_sizes(recipe)
     device = _or_note(lambda: resolve_device(recipe.runtime.device, local_rank), torch.device("cpu"), problems)
     dtype = _or_note(lambda: resolve_dtype(recipe.runtime.dtype, device), torch.float32, problems)
     notes: list[str] = []
@@ -91,6 +93,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = _built(recipe, setting)
     problems += _unbuilt_problems(recipe)
+    problems += _unused_problems(recipe, stages)
     problems += launch_problems(recipe.parallel)
     here = gpu_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
     sizes = _size_problems(recipe, stages)
@@ -268,6 +271,14 @@ def _unbuilt_problems(recipe: Recipe) -> list[Problem]:
     if not recipe.request.images:
         return []
     return [Problem("request.images", MISSING, "image conditioning is not in this version; remove it")]
+
+
+def _unused_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:
+    """What the request gives and no stage takes."""
+    taken = {field for stage in stages.values() for field in stage.request_fields}
+    given = {field: operator.attrgetter(field)(recipe.request) for field in OPTIONAL_FIELDS if field not in taken}
+    message = "no stage of this recipe takes it; leave it out, or choose a recipe that does (`ltxgen ls recipe`)"
+    return [Problem(f"request.{field}", value, message) for field, value in given.items() if value]
 
 
 def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:

@@ -35,7 +35,7 @@ from ltxgen.stage.denoise import NOISE
 from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream
 
 TENSORS = "tensors.safetensors"
-RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml", "manifest.json"})
+RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", "sound.wav", TENSORS, "recipe.yaml", "manifest.json"})
 
 
 # The folder of ranks that write nothing: a stage that tries to fails at once, on any machine.
@@ -120,6 +120,7 @@ class Drop:
     parts: Sequence[PartRequest] = ()
     size_multiple = 1
     num_passes = 0
+    request_fields = ()
     makes_stream = False
     work = None
 

@@ -17,6 +17,10 @@ from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import ParallelPlan
 
 
+OPTIONAL_FIELDS = ("audio.path", "source.path", "span", "regenerate")
+"""Fields of the request that are refused where no stage takes them, rather than ignored."""
+
+
 @dataclass(frozen=True)
 class PartRequest:
     """A component that a stage needs: its name, the dtype of its weights and the LoRAs fused into them.
@@ -93,6 +97,7 @@ class Stage(Protocol):
     writes: Sequence[str]
     parts: Sequence[PartRequest]
     size_multiple: int  # what the request's height and width must be multiples of
+    request_fields: Sequence[str]  # what it takes of the request that only some recipes do: see `OPTIONAL_FIELDS`
     num_passes: int  # of the transformer in a step, at most; 0 for a stage without steps
     makes_stream: bool  # what it writes is a Stream
 
