@@ -26,6 +26,7 @@ class LatentState:
     - `denoise_mask` (B, T, 1) fp32: 1 for a generated token, 0 for a given one, between for a partly given one.
     - `positions` (B, axes, T, 2): each token's bounds [start, end) in seconds and pixels.
     - `num_generated`: tokens of the latent grid; conditioning tokens appended after them are dropped at the end.
+    - `attention` (B, T, T) in [0, 1]: how much a token (row) attends to another; None is all ones.
     """
 
     latents: Tensor
@@ -33,6 +34,7 @@ class LatentState:
     denoise_mask: Tensor
     positions: Tensor
     num_generated: int
+    attention: Tensor | None = None
 
     @classmethod
     def from_tokens(cls, latents: Tensor, positions: Tensor) -> LatentState:
@@ -52,6 +54,7 @@ class LatentState:
             clean=self.clean[:, kept],
             denoise_mask=self.denoise_mask[:, kept],
             positions=self.positions[:, :, kept],
+            attention=None,
         )
 
     def timesteps(self, sigma: float) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import MISSING, Problem
 from ltxgen.config.schema import Check, Kind, PositiveFraction
+from ltxgen.diffusion.conditions import joined, total_appended
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
 from ltxgen.diffusion.latents import LatentState, NoiseLevels, apply_noise, to_denoised
@@ -39,7 +40,7 @@ class DenoiseConfig:
     """A schedule (`steps`, or `sigmas` themselves), a sampler, a guidance, LoRAs, and where to start from.
 
     `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
-    from noise.
+    from noise. `conditions` names what is known beforehand, in the order in which it applies.
     """
 
     sampler: Annotated[Any, Kind("sampler")]
@@ -51,6 +52,7 @@ class DenoiseConfig:
     loras: dict[str, float] = field(default_factory=dict)
     video: str | None = None
     audio: str | None = None
+    conditions: tuple[str, ...] = ()
 
     def build(self, name: str, setting: Setting) -> Denoise:
         return Denoise(self, name, setting)
@@ -66,13 +68,14 @@ class Denoise:
         self.name = name
         self.setting = setting
         sources = (config.video, config.audio)
-        self.reads = (NOISE, config.context, *(source for source in sources if source is not None))
+        self.reads = (NOISE, config.context, *(source for source in sources if source is not None), *config.conditions)
         self.writes = (NOISE, f"{name}.video", f"{name}.audio")
         self.parts = (PartRequest("transformer", setting.dtype, tuple(config.loras.items())),)
         # Whole pixels that stay whole latents: 32 at scale 1, 64 at 1/2, 48 at 2/3.
         self.size_multiple = (VideoGrid.spatial_factor / config.scale).numerator
         self.guidance: Guidance = config.guidance.build(setting.numerics)
         self.sampler = config.sampler.build()
+        self.appended = total_appended([])  # once `infer` knows
 
     @property
     def sigmas(self) -> Tensor:
@@ -93,6 +96,7 @@ class Denoise:
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         problems = [*self._schedule_problems(), *self._guidance_problems(shapes)]
+        self.appended = total_appended([shapes[name] for name in self.config.conditions if name in shapes])
         request = self.setting.request
         if request.height % self.size_multiple or request.width % self.size_multiple:
             return problems  # the plan says so, once for all stages
@@ -140,7 +144,10 @@ class Denoise:
         if self._schedule_problems():
             return None
         steps = tuple(self.guidance.passes(step) for step in range(len(self.sigmas) - 1))
-        return Work(steps, Pair(self.video_grid.num_tokens, self.audio_grid.num_tokens))
+        own = Pair(self.video_grid.num_tokens, self.audio_grid.num_tokens)
+        tokens = own.map(lambda tokens, more: tokens + more.tokens, self.appended)
+        roles = self.appended.map(lambda more, role: (role,) * more.attention, Pair("video_self", "audio_self"))
+        return Work(steps, tokens, masked=(*(roles.video or ()), *(roles.audio or ())))
 
     @property
     def num_passes(self) -> int:
@@ -167,12 +174,16 @@ class Denoise:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""
         numerics, device, dtype = self.setting.numerics, self.setting.device, self.setting.dtype
         source: NoiseSource = state[NOISE]
+        known = joined([state[each] for each in self.config.conditions])
 
         def start(modality: str, grid: VideoGrid | AudioGrid, name: str | None, positions: Tensor) -> LatentState:
             shape = (1, grid.num_tokens, grid.token_width)
             tokens = torch.zeros(shape, dtype=dtype, device=device) if name is None else grid.patchify(state[name])
-            noise = source.draw(shape)
-            noised = apply_noise(LatentState.from_tokens(tokens, positions.to(device)), noise, sigma, numerics)
+            clean = LatentState.from_tokens(tokens, positions.to(device))
+            for condition in getattr(known, modality):
+                clean = condition.apply(clean, numerics)
+            noise = source.draw(clean.latents.shape)
+            noised = apply_noise(clean, noise, sigma, numerics)
             context.record(f"{self.name}.noise.{modality}", noise)
             context.record(f"{self.name}.noised.{modality}", noised.latents)
             context.record(f"{self.name}.positions.{modality}", noised.positions)
@@ -262,7 +273,14 @@ class Denoiser:
             state: LatentState, levels: NoiseLevels, times: Tensor, text: Tensor, enabled: bool
         ) -> ModalityInput:
             return ModalityInput(
-                state.latents, times, level, state.positions, text, timestep_index=levels.index, enabled=enabled
+                state.latents,
+                times,
+                level,
+                state.positions,
+                text,
+                timestep_index=levels.index,
+                attention_mask=state.attention,
+                enabled=enabled,
             )
 
         def inputs(each: Pass) -> TransformerPass:
