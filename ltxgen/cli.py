@@ -44,9 +44,8 @@ _SHOWING_FLAGS = (
     "-c",
     "--info",
     "-i",
-    "--shell-completion",
-    "-sc",
 )
+_COMPLETION_FLAGS = ("--shell-completion", "-sc")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -123,8 +122,11 @@ def _with_recipe(command: Callable[[dict[str, Any]], None], words: list[str], de
     """Let Hydra compose the recipe and call `command` with it, once or, in a sweep, for each job."""
     from ltxgen.config import compose
 
-    words = compose.name_recipe_paths(compose.open_overrides(words))
-    _refuse_bad_overrides(words)
+    if any(word in _COMPLETION_FLAGS for word in words):  # their words are Hydra's own: install=bash
+        _hide_command_from_completion()
+    else:
+        words = compose.name_recipe_paths(compose.open_overrides(words))
+        _refuse_bad_overrides(words)
 
     def job(config: dict[str, Any]) -> None:
         code = _guarded(lambda: command(config), debug)
@@ -133,6 +135,15 @@ def _with_recipe(command: Callable[[dict[str, Any]], None], words: list[str], de
 
     compose.hydra_app(job, words)
     return 0
+
+
+def _hide_command_from_completion() -> None:
+    """Hydra completes overrides of the line that the shell hands over, and knows no `plan` in front of them."""
+    line = os.environ.get("COMP_LINE", "")
+    command = re.match(rf"\S+\s+(({'|'.join(_RECIPE_COMMANDS)})\s+)", line)
+    if command:
+        os.environ["COMP_LINE"] = line[: command.start(1)] + line[command.end(1) :]
+        os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
 
 
 def _refuse_bad_overrides(words: Sequence[str]) -> None:

@@ -78,6 +78,28 @@ def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("ltxgen +recipe=ltx23_tw", ["+recipe=ltx23_two_stage"]),
+        ("ltxgen +recipe=ltx23_two_stage request.se", ["request.seed="]),
+        ("ltxgen plan +recipe=ltx23_two_stage stages.base.ste", ["stages.base.steps="]),
+        ("ltxgen memory=s", ["memory=stream", "memory=swap"]),
+    ],
+)
+def test_shell_completion(run_ltxgen, tmp_path, monkeypatch, line, completed):
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    result = run_ltxgen("-sc", "query=bash", cwd=tmp_path)
+    assert (result.code, result.out.split()) == (0, completed)
+
+
+def test_shell_completion_installs(run_ltxgen, tmp_path):
+    result = run_ltxgen("-sc", "install=bash", cwd=tmp_path)
+    assert (result.code, result.err) == (0, "")
+    assert "complete -o nospace" in result.out
+
+
 def test_showing_a_config_that_cannot_be_composed(run_ltxgen, tmp_path):
     result = run_ltxgen("--cfg", "job", "+recipe=ltx23_two_stag", cwd=tmp_path)
     assert result.code == 2

@@ -141,10 +141,11 @@ def is_sweep(words: Sequence[str]) -> bool:
 def open_overrides(words: Sequence[str]) -> list[str]:
     """Words as Hydra wants them.
 
-    `stages.S.loras.NAME=...` and `artifacts.loras.NAME...=...` may add a name without Hydra's `+`. Prompts and paths
+    `recipe=NAME`, `stages.S.loras.NAME=...` and `artifacts.loras.NAME...=...` do without Hydra's `+`. Prompts and paths
     are taken as they stand, with commas, brackets and quotes; in a sweep they follow Hydra's grammar, where a comma
     separates.
     """
+    words = ["+" + word if word.startswith("recipe=") else word for word in words]
     opened = ["++" + word if re.match(r"(stages\.\w+|artifacts)\.loras\.\w", word) else word for word in words]
     return opened if is_sweep(words) else [_quoted(word) for word in opened]
 

@@ -43,6 +43,10 @@ def refused(*words: str) -> list[str]:
 OWN = "defaults: [ltx23_two_stage, _self_]\nname: own\nrequest: {seed: 77}\nstages: {base: {steps: 5}}\n"
 
 
+def test_a_recipe_needs_no_plus():
+    assert composed("recipe=ltx23_two_stage") == composed("+recipe=ltx23_two_stage")
+
+
 def test_a_recipe_of_the_package():
     config = composed(RECIPE)
     assert config["name"] == "ltx23_two_stage"
