@@ -26,6 +26,7 @@ class LatentState:
     - `denoise_mask` (B, T, 1) fp32: 1 for a generated token, 0 for a given one, between for a partly given one.
     - `positions` (B, axes, T, 2): each token's bounds [start, end) in seconds and pixels.
     - `num_generated`: tokens of the latent grid; conditioning tokens appended after them are dropped at the end.
+    - `attention` (B, T, T) in [0, 1]: how much a token (row) attends to another; None is all ones.
     - `role`: what isn't "generated" has a mask of 0 throughout and informs the other modality. "given" comes from
       outside and reads the prompt in every pass, "kept" is what a retake leaves of its clip.
     """
@@ -35,6 +36,7 @@ class LatentState:
     denoise_mask: Tensor
     positions: Tensor
     num_generated: int
+    attention: Tensor | None = None
     role: Literal["generated", "given", "kept"] = "generated"
 
     @classmethod
@@ -55,11 +57,21 @@ class LatentState:
             clean=self.clean[:, kept],
             denoise_mask=self.denoise_mask[:, kept],
             positions=self.positions[:, :, kept],
+            attention=None,
         )
 
     def timesteps(self, sigma: float) -> Tensor:
         """Each token's own noise level, mask·sigma: (B, T) fp32."""
         return self.denoise_mask.squeeze(-1) * sigma
+
+    def modality_sigma(self, sigma: float, numerics: Numerics) -> float:
+        """The noise level that the modality as a whole reports."""
+        return 0.0 if self.role != "generated" and numerics.frozen_sigma == "zero" else sigma
+
+    @property
+    def result(self) -> Tensor:
+        """The grid's tokens at the end; of a modality that isn't generated those it came as, to the bit."""
+        return (self.clean if self.role != "generated" else self.latents)[:, : self.num_generated]
 
 
 @dataclass(frozen=True)

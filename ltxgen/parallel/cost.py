@@ -34,10 +34,12 @@ USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator'
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage asks of the transformer: the passes of each step, and tokens of one sample."""
+    """What a stage asks of the transformer: the passes of each step, tokens of one sample, and the attention roles that
+    get a mask."""
 
     steps: Sequence[Sequence[GuidedPass]]
     tokens: Pair[int]
+    masked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     resolution = resolve_all(specs, places, log)
     problems += resolution.problems
     model = _transformer_config(resolution.artifacts.get("checkpoint"))
-    work = {} if sizes else {name: stage.work for name, stage in stages.items() if stage.work is not None}
+    setting = dataclasses.replace(setting, artifacts=resolution.artifacts)
+    work = {} if sizes else _work(_built(recipe, setting))
     cost = None if model is None else cost_model(recipe, model, work, device, dtype)
     parallel, wrong = parallel_plan(recipe, stages, cost)
     problems += wrong
@@ -124,13 +125,9 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     problems += checked.problems
 
     graphed_tokens = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel), 0, problems)
-    setting = dataclasses.replace(
-        setting, artifacts=resolution.artifacts, parallel=parallel, graphed_tokens=graphed_tokens
-    )
+    setting = dataclasses.replace(setting, parallel=parallel, graphed_tokens=graphed_tokens)
     stages = _built(recipe, setting)
-    shapes: dict[str, Any] = {}
-    for stage in stages.values():
-        problems += stage.infer(shapes)
+    problems += _inferred(stages)
     problems += _output_problems(recipe)
     memory = None
     if not problems and parallel is not None:
@@ -160,6 +157,17 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
     return {name: config.build(name, setting) for name, config in recipe.stages.items()}
+
+
+def _inferred(stages: Mapping[str, Stage]) -> list[Problem]:
+    """Tell every stage what is known of the values that it will read; what they see wrong."""
+    shapes: dict[str, Any] = {}
+    return [problem for stage in stages.values() for problem in stage.infer(shapes)]
+
+
+def _work(stages: Mapping[str, Stage]) -> dict[str, Work]:
+    _inferred(stages)  # what is wrong is said once, by the stages that know their ranks
+    return {name: work for name, stage in stages.items() if (work := stage.work) is not None}
 
 
 def _memory_plan(
@@ -207,7 +215,10 @@ def _attention_plan(
     video, audio = (None, None) if model is None else (model.video.head_dim, model.audio.head_dim)
     passes = [stage.num_passes for stage in stages.values() if stage.num_passes]
     needs_lse = () if parallel is None else parallel.roles_with_lse(passes)
-    specs = role_specs(Side(video, longest.video), Side(audio, longest.audio), TEXT_TOKENS, needs_lse=needs_lse)
+    # A role that has a mask in some stages only has a second backend for those.
+    masked = frozenset.intersection(*(frozenset(each.masked) for each in work.values())) if work else ()
+    sides = Side(video, longest.video), Side(audio, longest.audio)
+    specs = role_specs(*sides, TEXT_TOKENS, masked=masked, needs_lse=needs_lse)
     return choose(recipe.attention, DeviceFacts.of(device), dtype, specs)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import MISSING, Problem
 from ltxgen.config.schema import Check, Kind, PositiveFraction
+from ltxgen.diffusion.conditions import joined, total_appended
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
 from ltxgen.diffusion.latents import LatentState, NoiseLevels, apply_noise, to_denoised
@@ -42,8 +43,8 @@ class DenoiseConfig:
     """A schedule (`steps`, or `sigmas` themselves), a sampler, a guidance, LoRAs, and where to start from.
 
     `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
-    from noise. `conditions` name what is known beforehand, and apply in this order. `modalities` may be sound alone: the
-    video half of the transformer is then not even loaded.
+    from noise. `conditions` names what is known beforehand, in the order in which it applies. `modalities` may be sound
+    alone: the video half of the transformer is then not even loaded.
     """
 
     sampler: Annotated[Any, Kind("sampler")]
@@ -83,6 +84,7 @@ class Denoise:
         self.size_multiple = (VideoGrid.spatial_factor / config.scale).numerator if self.has_video else 1
         self.guidance: Guidance = config.guidance.build(setting.numerics)
         self.sampler = config.sampler.build()
+        self.appended = total_appended([])  # once `infer` knows
 
     @property
     def sigmas(self) -> Tensor:
@@ -107,6 +109,7 @@ class Denoise:
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         problems = [*self._schedule_problems(), *self._guidance_problems(shapes)]
+        self.appended = total_appended([shapes[name] for name in self.config.conditions if name in shapes])
         request = self.setting.request
         if request.height % self.size_multiple or request.width % self.size_multiple:
             return problems  # the plan says so, once for all stages
@@ -159,7 +162,9 @@ class Denoise:
         if self._schedule_problems():
             return None
         steps = tuple(self.guidance.passes(step) for step in range(len(self.sigmas) - 1))
-        return Work(steps, self.grids.map(lambda grid: grid.num_tokens))
+        tokens = self.grids.map(lambda grid, more: grid.num_tokens + more.tokens, self.appended)
+        roles = self.appended.map(lambda more, role: (role,) * more.attention, Pair("video_self", "audio_self"))
+        return Work(steps, tokens, masked=(*(roles.video or ()), *(roles.audio or ())))
 
     @property
     def num_passes(self) -> int:
@@ -175,7 +180,7 @@ class Denoise:
         denoiser = Denoiser(self, parallel, parts[self.transformer], state[self.config.context], states, context)
         context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
         states = self.sampler.sample(states, sigmas, denoiser)
-        latents = self.grids.map(lambda grid, state: grid.unpatchify(_result(state)), states)
+        latents = self.grids.map(lambda grid, state: grid.unpatchify(state.result), states)
         written = {f"{self.name}.{modality}": value for modality, value in vars(latents).items() if value is not None}
         for name, value in written.items():
             context.record(name.replace(".", ".final."), value)
@@ -186,16 +191,16 @@ class Denoise:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""
         numerics, device, dtype = self.setting.numerics, self.setting.device, self.setting.dtype
         source: NoiseSource = state[NOISE]
+        known = joined([state[each] for each in self.config.conditions])
 
         def start(modality: str, grid: VideoGrid | AudioGrid, name: str | None, positions: Tensor) -> LatentState:
             shape = (1, grid.num_tokens, grid.token_width)
             tokens = torch.zeros(shape, dtype=dtype, device=device) if name is None else grid.patchify(state[name])
-            known = LatentState.from_tokens(tokens, positions.to(device))
-            for conditions in self.config.conditions:
-                for condition in getattr(state[conditions], modality) or ():
-                    known = condition.apply(known, numerics)
-            noise = source.draw(known.latents.shape)
-            noised = apply_noise(known, noise, sigma, numerics)
+            clean = LatentState.from_tokens(tokens, positions.to(device))
+            for condition in getattr(known, modality):
+                clean = condition.apply(clean, numerics)
+            noise = source.draw(clean.latents.shape)
+            noised = apply_noise(clean, noise, sigma, numerics)
             context.record(f"{self.name}.noise.{modality}", noise)
             context.record(f"{self.name}.noised.{modality}", noised.latents)
             context.record(f"{self.name}.positions.{modality}", noised.positions)
@@ -287,8 +292,8 @@ class Denoiser:
         timesteps = self.levels.map(lambda levels: levels.timesteps(sigma))
 
         def level(state: LatentState) -> Tensor:
-            is_zero = state.role != "generated" and self.numerics.frozen_sigma == "zero"
-            return torch.full((1,), 0.0 if is_zero else sigma, dtype=torch.float32, device=self.device)
+            own = state.modality_sigma(sigma, self.numerics)
+            return torch.full((1,), own, dtype=torch.float32, device=self.device)
 
         levels = states.map(level)
 
@@ -296,7 +301,14 @@ class Denoiser:
             state: LatentState, masks: NoiseLevels, times: Tensor, level: Tensor, text: Tensor, enabled: bool
         ) -> ModalityInput:
             return ModalityInput(
-                state.latents, times, level, state.positions, text, timestep_index=masks.index, enabled=enabled
+                state.latents,
+                times,
+                level,
+                state.positions,
+                text,
+                timestep_index=masks.index,
+                attention_mask=state.attention,
+                enabled=enabled,
             )
 
         def inputs(each: Pass) -> TransformerPass:
@@ -328,11 +340,6 @@ def _streams(context: Context) -> Pair[Tensor]:
 def _text(state: LatentState, own: Tensor, positive: Tensor) -> Tensor:
     """What a modality reads in a pass that is for `own`."""
     return positive if state.role == "given" else own
-
-
-def _result(state: LatentState) -> Tensor:
-    """The tokens of the grid; of a modality that isn't generated those it came as, to the bit."""
-    return state.clean if state.role != "generated" else state.without_appended().latents
 
 
 def _by(sizes: tuple[int, ...]) -> str:

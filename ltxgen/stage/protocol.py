@@ -37,9 +37,9 @@ class PartRequest:
 class Setting:
     """The facts of a run that its stages may know before anything loads.
 
-    `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Both are
-    there once the files are known, which takes stages to ask for them: a plan builds its stages twice. Denoising steps
-    of up to `graphed_tokens` video tokens are recorded as CUDA graphs.
+    `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Stages
+    ask for the files, and what they then know of their work decides about the ranks: a plan builds its stages anew each
+    time that it knows more. Denoising steps of up to `graphed_tokens` video tokens are recorded as CUDA graphs.
     """
 
     request: Request

@@ -1,4 +1,4 @@
-"""The fused video decoder on a GPU. Needs an NVIDIA GPU with 1 GB of memory, and Triton."""
+"""The fused video VAE on a GPU. Needs an NVIDIA GPU with 1 GB of memory, and Triton."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ltxgen.media import Background, rgb_to_yuv420
-from ltxgen.models.video_vae import VideoDecoder, VideoVAEConfig, decoder_for
+from ltxgen.models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig, decoder_for, encoder_for
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 from test_video_vae import LTX2, LTX23, built, relative_l2
@@ -38,6 +38,23 @@ def test_fused_is_as_near_to_float32_as_plain(metadata, size):
     plain_error = relative_l2(decoder(latents).float(), wanted)
     fused, _ = decoder_for(decoder, latents, "fused")
     error = relative_l2(fused(latents).float(), wanted)
+    print(f"relative L2 to float32: fused {error:.2e}, plain {plain_error:.2e}")
+    assert error <= 1.05 * plain_error
+
+
+@pytest.mark.parametrize("size", [(1, 128, 128), (25, 256, 320)])
+@torch.inference_mode()
+def test_the_fused_encoder_is_as_near_to_float32_as_plain(size):
+    pytest.importorskip("triton", reason="comes with torch's CUDA builds")
+    config = VideoVAEConfig.from_metadata({**LTX23, "encoder_base_channels": 32})
+    encoder = built(VideoEncoder, config).bfloat16().cuda()
+    video = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)).bfloat16().cuda()
+    high = VideoEncoder(config).cuda()
+    high.load_state_dict(encoder.state_dict())
+    wanted = high(video.float())
+    plain_error = relative_l2(encoder(video).float(), wanted)
+    fused, _ = encoder_for(encoder, "fused")
+    error = relative_l2(fused(video).float(), wanted)
     print(f"relative L2 to float32: fused {error:.2e}, plain {plain_error:.2e}")
     assert error <= 1.05 * plain_error
 

@@ -8,8 +8,10 @@ from test_video_vae import LTX2, LTX23
 
 from ltxgen.models.video_vae import (
     DecodeCost,
+    EncodeCost,
     Tiling,
     VideoDecoder,
+    VideoEncoder,
     VideoVAEConfig,
     decoder_for,
     fit_tiling,
@@ -39,6 +41,27 @@ def test_the_model_follows_the_decoder():
             block.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
         decoder(torch.empty(1, 4, 3, 2, 5))
     assert DecodeCost(config, copies=1, itemsize=1).activation_bytes((3, 2, 5)) == max(sizes)
+
+
+def test_the_model_of_encoding_follows_the_encoder():
+    config = VideoVAEConfig.from_metadata({**LTX23, "latent_channels": 4, "encoder_base_channels": 4})
+    with torch.device("meta"):
+        encoder = VideoEncoder(config)
+        sizes = []
+        for block in (encoder.conv_in, *encoder.down_blocks):
+            block.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+        encoder(torch.empty(1, 3, 17, 64, 160))
+    video = 3 * 17 * 64 * 160
+    assert EncodeCost(config, copies=1, itemsize=1).peak_bytes((3, 2, 5), None) == max(sizes) + video
+
+
+def test_encoding_fits_in_square_tiles_that_share_enough():
+    cost = EncodeCost(CONFIG, copies=3)
+    tiling = fit_tiling(cost, SIZE, 2 * 10**9)
+    assert cost.peak_bytes(SIZE, tiling) <= 2 * 10**9 < cost.peak_bytes(SIZE, None)
+    tiling.check_for_encoding()
+    with pytest.raises(ValueError, match="encoding needs at least"):
+        fit_tiling(cost, SIZE, 1000)
 
 
 @pytest.mark.parametrize(("tiling", "gigabytes"), [(None, 21.42), (Tiling(768, 64, 80, 24), 4.85)])

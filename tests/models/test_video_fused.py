@@ -1,4 +1,4 @@
-"""The fused decoder on the CPU against the plain layers: as plain torch, and its kernel in Triton's interpreter."""
+"""The fused video VAE on the CPU against the plain layers: as plain torch, and its kernel in Triton's interpreter."""
 
 import importlib.util
 import os
@@ -10,9 +10,9 @@ import pytest
 import torch
 from test_video_vae import LTX2, LTX23, built, relative_l2
 
-from ltxgen.models.video_vae import VideoDecoder, VideoVAEConfig
+from ltxgen.models.video_vae import Tiling, VideoDecoder, VideoEncoder, VideoVAEConfig, encode_tiled
 from ltxgen.models.video_vae.epilogue import torch_epilogue
-from ltxgen.models.video_vae.fused import FusedDecoder
+from ltxgen.models.video_vae.fused import FusedDecoder, FusedEncoder
 
 BLOCKS = {
     # Every stride, upsamplings that follow each other, and a width that is no power of two.
@@ -70,9 +70,52 @@ def test_reflected_pixels_take_two_latents_a_side():
         fused(torch.empty(1, 128, 2, 1, 4, device="meta"))
 
 
+ENCODERS = {
+    "ltx23": [
+        *(["res_x", {"num_layers": 1}], ["compress_space_res", {"multiplier": 2}], ["res_x", {"num_layers": 2}]),
+        *(["compress_time_res", {"multiplier": 2}], ["compress_all_res", {"multiplier": 1}]),
+        *(["res_x", {"num_layers": 1}], ["compress_all_res", {"multiplier": 2}]),
+    ],
+    "residual before the last layer": [["compress_all_res", {"multiplier": 2}], ["res_x", {"num_layers": 1}]] * 3,
+}
+
+
+def compare_encoders(name, padding, epilogue):
+    """The relative L2 of the fused encoder's latents to the plain layers', in fp32."""
+    widths = {"latent_channels": 8, "encoder_base_channels": 8, "spatial_padding_mode": padding}
+    config = VideoVAEConfig.from_metadata({**LTX23, "encoder_blocks": ENCODERS[name], **widths})
+    encoder = built(VideoEncoder, config)
+    video = torch.randn(2, 3, 17, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        wanted = encoder(video)
+        fused = FusedEncoder(encoder, epilogue)
+        error = relative_l2(fused(video), wanted)
+        assert relative_l2(encoder(video), wanted) <= 1e-6  # which runs on with the weights that it shares
+    return error
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflect"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_fused_encoder_equals_the_plain_one_in_float32(name, padding):
+    assert compare_encoders(name, padding, torch_epilogue) <= 1e-6
+
+
+@torch.inference_mode()
+def test_the_fused_encoder_takes_pictures_and_tiles():
+    encoder = built(VideoEncoder, VideoVAEConfig.from_metadata({**LTX23, "encoder_base_channels": 8}))
+    fused = FusedEncoder(encoder)
+    picture = torch.randn(1, 3, 1, 32, 64, generator=torch.Generator().manual_seed(1))
+    assert relative_l2(fused(picture), encoder(picture)) <= 1e-6
+    video = torch.randn(1, 3, 17, 64, 160, generator=torch.Generator().manual_seed(1))
+    tiling = Tiling(96, 64)
+    assert relative_l2(encode_tiled(fused, video, tiling), encode_tiled(encoder, video, tiling)) <= 1e-6
+    with pytest.raises(ValueError, match="frames = 2: must be 8k"):
+        fused(torch.zeros(1, 3, 2, 32, 32))
+
+
 INTERPRETED = """
 from epilogue_cases import CASES, worst_error
-from test_video_fused import BLOCKS, compare
+from test_video_fused import BLOCKS, ENCODERS, compare, compare_encoders
 from ltxgen.models.video_vae.kernels import triton_epilogue
 
 def on_contiguous(y, *arguments, **options):
@@ -85,6 +128,10 @@ for name in BLOCKS:
         error = compare(name, causal, on_contiguous)
         print(name, causal, error)
         assert error <= 1e-6
+for name in ENCODERS:
+    error = compare_encoders(name, "zeros", on_contiguous)
+    print(name, error)
+    assert error <= 1e-6
 """
 
 

@@ -1,4 +1,4 @@
-"""Checks and times the 22B video decoder on one GPU: plain, fused, and diffusers'.
+"""Checks and times the 22B video VAE on one GPU: plain, fused, and diffusers', decoding and encoding.
 
     python tests/perf/vae.py
 
@@ -25,7 +25,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "gpu")]
 
 from epilogue_cases import CASES, worst_error  # noqa: E402
 
-from ltxgen.models.video_vae import Tiling, VideoDecoder, VideoVAEConfig, decode_tiled, decoder_for, fit_tiling  # noqa: E402
+from ltxgen.models.video_vae import (  # noqa: E402
+    Tiling,
+    VideoDecoder,
+    VideoEncoder,
+    VideoVAEConfig,
+    decode_tiled,
+    decoder_for,
+    encode_tiled,
+    encoder_for,
+    fit_tiling,
+)
 from ltxgen.models.video_vae.fused import FusedDecoder  # noqa: E402
 from ltxgen.models.video_vae.tiled import Decoder  # noqa: E402
 
@@ -34,8 +44,11 @@ SIZE = (16, 32, 48)  # latents of 1536x1024x121
 TILING = Tiling(768, 64, 80, 24)  # the recipe's
 BUDGET_BYTES = 8 * 10**9
 METADATA = {
-    "encoder_blocks": [["compress_all_res", {}], ["compress_all_res", {}], ["compress_time_res", {}],
-                       ["compress_space_res", {}]],
+    "encoder_blocks": [["res_x", {"num_layers": 4}], ["compress_space_res", {"multiplier": 2}],
+                       ["res_x", {"num_layers": 6}], ["compress_time_res", {"multiplier": 2}],
+                       ["res_x", {"num_layers": 4}], ["compress_all_res", {"multiplier": 2}],
+                       ["res_x", {"num_layers": 2}], ["compress_all_res", {"multiplier": 1}],
+                       ["res_x", {"num_layers": 2}]],
     "decoder_blocks": [["res_x", {"num_layers": 4}], ["compress_space", {"multiplier": 2}],
                        ["res_x", {"num_layers": 6}], ["compress_time", {"multiplier": 2}],
                        ["res_x", {"num_layers": 4}], ["compress_all", {"multiplier": 1}],
@@ -84,10 +97,10 @@ def timed(call: Callable[[], object], runs: int = 3) -> str:
     )
 
 
-def random_decoder() -> VideoDecoder:
+def random_half(half: type[M]) -> M:
     with torch.device("meta"):
-        decoder = VideoDecoder(VideoVAEConfig.from_metadata(METADATA))
-    return fill(decoder.to_empty(device="cuda").bfloat16().eval())
+        module = half(VideoVAEConfig.from_metadata(METADATA))
+    return fill(module.to_empty(device="cuda").bfloat16().eval())
 
 
 def fill(module: M) -> M:
@@ -131,6 +144,30 @@ def profile(name: str, call: Callable[[], object]) -> str:
     return f"{sum(row.self_device_time_total for row in rows) / 1e3:8.1f} ms in kernels"
 
 
+def check_encoder(encoder: VideoEncoder) -> str:
+    video = torch.randn(1, 3, 17, 192, 320, device="cuda", generator=torch.Generator("cuda").manual_seed(5)).bfloat16()
+    with torch.device("cuda"):
+        high = VideoEncoder(encoder.config)
+    high.load_state_dict(encoder.state_dict())
+    wanted = high(video.float())
+    errors = {"plain": encoder(video), "fused": encoder_for(encoder, "fused")[0](video)}
+    return "relative L2 to fp32: " + ", ".join(f"{name} {relative_l2(x, wanted):.2e}" for name, x in errors.items())
+
+
+def time_encoding(plain: VideoEncoder, video: Tensor) -> None:
+    for kernels in ("plain", "fused"):  # in this order, as above
+        encoder, cost = encoder_for(plain, kernels)
+        for what, tiling in (("one piece", None), ("tiled for 8 GB", fit_tiling(cost, SIZE, BUDGET_BYTES))):
+            attempt(
+                f"{kernels} encoder, {what}",
+                lambda encoder=encoder, cost=cost, tiling=tiling: (
+                    f"{timed(lambda: encode_tiled(encoder, video, tiling), 2)}   "
+                    f"predicted {cost.peak_bytes(SIZE, tiling) / 1e9:.2f} GB"
+                ),
+            )
+    attempt("fused encoder, kernels", lambda: profile("fused encoder", lambda: encode_tiled(encoder, video, None)))
+
+
 def take_all(decoder: Decoder, latents: Tensor, tiling: Tiling | None) -> None:
     for _ in decode_tiled(decoder, latents, tiling):
         pass
@@ -153,7 +190,7 @@ def time_ours(plain: VideoDecoder, latents: Tensor) -> None:
     attempt("plain, one piece, weights channels-last", lambda: timed(lambda: plain(latents), 1))
 
 
-def time_diffusers(latents: Tensor) -> None:
+def time_diffusers(latents: Tensor, video: Tensor) -> None:
     try:
         from diffusers import AutoencoderKLLTX2Video
     except ImportError as error:
@@ -162,17 +199,20 @@ def time_diffusers(latents: Tensor) -> None:
     with torch.device("meta"):
         theirs = AutoencoderKLLTX2Video(
             encoder_causal=True, decoder_causal=False, timestep_conditioning=False,
+            block_out_channels=(256, 512, 1024, 1024), layers_per_block=(4, 6, 4, 2, 2),
             decoder_block_out_channels=(256, 512, 512, 1024), decoder_layers_per_block=(4, 6, 4, 2, 2),
             decoder_spatio_temporal_scaling=(True,) * 4, decoder_inject_noise=(False,) * 5,
             upsample_type=("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
             upsample_residual=(False,) * 4, upsample_factor=(2, 2, 1, 2), decoder_spatial_padding_mode="zeros",
         )  # fmt: skip
-    theirs.encoder = torch.nn.Identity()
     theirs = fill(theirs.to_empty(device="cuda").bfloat16().eval())
     theirs.disable_tiling()
     attempt("diffusers, one piece", lambda: timed(lambda: theirs.decode(latents).sample))
     theirs.enable_tiling()
     attempt("diffusers, tiled", lambda: timed(lambda: theirs.decode(latents).sample, 2))
+    attempt("diffusers encoder, tiled", lambda: timed(lambda: theirs.encode(video).latent_dist.mean, 2))
+    theirs.disable_tiling()
+    attempt("diffusers encoder, one piece", lambda: timed(lambda: theirs.encode(video).latent_dist.mean, 2))
 
 
 @torch.inference_mode()
@@ -181,11 +221,13 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     for name, case in CASES.items():
         attempt(f"kernel, {name}", lambda case=case: worst_error(case))
-    decoder = random_decoder()
     latents = torch.randn(1, 128, *SIZE, device="cuda", dtype=torch.bfloat16)
-    attempt("check", lambda: check(random_decoder()))
-    time_ours(decoder, latents)
-    time_diffusers(latents)
+    video = torch.rand(1, 3, 121, 1024, 1536, device="cuda", dtype=torch.bfloat16) * 2 - 1
+    attempt("check", lambda: check(random_half(VideoDecoder)))
+    attempt("check of the encoder", lambda: check_encoder(random_half(VideoEncoder)))
+    time_encoding(random_half(VideoEncoder), video)
+    time_ours(random_half(VideoDecoder), latents)
+    time_diffusers(latents, video)
     print("\n".join(f"{name:<46} {text}" for name, text in table))
     print(json.dumps(dict(table)))
 

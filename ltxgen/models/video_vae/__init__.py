@@ -1,12 +1,12 @@
 """The video VAE of LTX-2.3 and LTX-2: pixels to normalised latents and back, whole or in overlapping tiles."""
 
-from ltxgen.models.video_vae.budget import DecodeCost, fit_tiling, least_bytes
-from ltxgen.models.video_vae.choice import Kernels, decode_cost, decoder_for, why_not_fused
+from ltxgen.models.video_vae.budget import DecodeCost, EncodeCost, fit_tiling, least_bytes
+from ltxgen.models.video_vae.choice import Kernels, decode_cost, decoder_for, encoder_for, why_not_fused
 from ltxgen.models.video_vae.config import Resample, ResStage, VideoVAEConfig
 from ltxgen.models.video_vae.decoder import VideoDecoder
 from ltxgen.models.video_vae.encoder import VideoEncoder
 from ltxgen.models.video_vae.statistics import PerChannelStatistics
-from ltxgen.models.video_vae.tiled import Decoder, blend_tiles, decode_tiled, encode_tiled, tile_decoder
+from ltxgen.models.video_vae.tiled import Decoder, Encoder, blend_tiles, decode_tiled, encode_tiled, tile_decoder
 from ltxgen.models.video_vae.tiling import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Span, Tile, Tiling, list_tiles
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "PIXELS_PER_LATENT",
     "DecodeCost",
     "Decoder",
+    "EncodeCost",
+    "Encoder",
     "Kernels",
     "PerChannelStatistics",
     "ResStage",
@@ -29,6 +31,7 @@ __all__ = [
     "decode_tiled",
     "decoder_for",
     "encode_tiled",
+    "encoder_for",
     "fit_tiling",
     "least_bytes",
     "list_tiles",

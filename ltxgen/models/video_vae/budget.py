@@ -1,4 +1,4 @@
-"""How much memory a decode takes, and the tiling that fits into what is free."""
+"""How much memory decoding and encoding take, and the tiling that fits into what is free."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ltxgen.models.video_vae.config import Resample, VideoVAEConfig
-from ltxgen.models.video_vae.tiling import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Tiling, split_axes
+from ltxgen.models.video_vae.tiling import FRAMES_PER_LATENT, PIXELS_PER_LATENT, Spans, Tiling, split_axes
 
 # The overlaps of the current official code; its tile sizes are 768 px and 80 frames.
 OVERLAP_PX = 64
 OVERLAP_FRAMES = 24
+
+
+class Cost(Protocol):
+    """What a run in tiles takes; `what` is the work in words, `axes` where its tiles lie."""
+
+    @property
+    def what(self) -> str: ...
+
+    def axes(self, size: Sequence[int], tiling: Tiling | None) -> tuple[Spans, Spans, Spans]: ...
+    def peak_bytes(self, size: Sequence[int], tiling: Tiling | None) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,10 @@ class DecodeCost:
     config: VideoVAEConfig
     copies: float
     itemsize: int = 2
+    what = "decoding"
+
+    def axes(self, size: Sequence[int], tiling: Tiling | None) -> tuple[Spans, Spans, Spans]:
+        return split_axes(size, tiling)
 
     def activation_bytes(self, size: Sequence[int]) -> int:
         """What one run on latents of `size` (F', H', W') holds at most, weights apart."""
@@ -33,7 +48,7 @@ class DecodeCost:
 
     def peak_bytes(self, size: Sequence[int], tiling: Tiling | None) -> int:
         """The same for a whole decode in tiles, with the frames that are blended and turned to pixels."""
-        time, rows, columns = split_axes(size, tiling)
+        time, rows, columns = self.axes(size, tiling)
         tile = [max(span.stop - span.start for span in axis) for axis in (time, rows, columns)]
         frames = FRAMES_PER_LATENT * (tile[0] - 1) + 1
         frame = 3 * size[1] * size[2] * PIXELS_PER_LATENT**2
@@ -59,10 +74,32 @@ class DecodeCost:
         return widest
 
 
-def fit_tiling(cost: DecodeCost, size: Sequence[int], free_bytes: int) -> Tiling | None:
-    """The fastest tiling of latents of `size` (F', H', W') that decodes within `free_bytes`; None is one piece.
+@dataclass(frozen=True)
+class EncodeCost:
+    """Memory model of one way to encode; see `DecodeCost`. The widest activation is that of the first layers."""
 
-    The fastest decodes the fewest latents twice, in the fewest tiles. Neighbours share as much as in the official code.
+    config: VideoVAEConfig
+    copies: float
+    itemsize: int = 2
+    what = "encoding"
+
+    def axes(self, size: Sequence[int], tiling: Tiling | None) -> tuple[Spans, Spans, Spans]:
+        return split_axes(size, tiling, follow_aspect=False)
+
+    def peak_bytes(self, size: Sequence[int], tiling: Tiling | None) -> int:
+        """What encoding to latents of `size` (F', H', W') takes beside weights and a video on the CPU."""
+        frames, height, width = (max(span.stop - span.start for span in axis) for axis in self.axes(size, tiling))
+        pixels = (FRAMES_PER_LATENT * (frames - 1) + 1) * height * width * PIXELS_PER_LATENT**2
+        patches = pixels // self.config.patch_size**2
+        activation = self.copies * self.config.encoder_base_channels * patches
+        return math.ceil(self.itemsize * (activation + self.config.image_channels * pixels))
+
+
+def fit_tiling(cost: Cost, size: Sequence[int], free_bytes: int) -> Tiling | None:
+    """The fastest tiling of latents of `size` (F', H', W') that fits into `free_bytes`; None is one piece.
+
+    The fastest computes the fewest latents twice, in the fewest tiles. Neighbours share as much as in the official
+    code's decoding.
 
     Raises ValueError where not even the smallest tiles fit.
     """
@@ -73,14 +110,14 @@ def fit_tiling(cost: DecodeCost, size: Sequence[int], free_bytes: int) -> Tiling
     if not fitting:
         least = least_bytes(cost, size)
         raise ValueError(
-            f"decoding needs at least {least / 2**30:.2f} GiB in the smallest tiles and {free_bytes / 2**30:.2f} GiB "
-            "are free; free some memory, or ask for a smaller or shorter video"
+            f"{cost.what} needs at least {least / 2**30:.2f} GiB in the smallest tiles and "
+            f"{free_bytes / 2**30:.2f} GiB are free; free some memory, or ask for a smaller or shorter video"
         )
-    return min(fitting, key=lambda tiling: _work(size, tiling))
+    return min(fitting, key=lambda tiling: _work(cost.axes(size, tiling)))
 
 
-def least_bytes(cost: DecodeCost, size: Sequence[int]) -> int:
-    """What decoding latents of `size` (F', H', W') takes in the smallest tiles."""
+def least_bytes(cost: Cost, size: Sequence[int]) -> int:
+    """What latents of `size` (F', H', W') take in the smallest tiles."""
     return min(cost.peak_bytes(size, tiling) for tiling in _tilings(size))
 
 
@@ -95,8 +132,7 @@ def _tilings(size: Sequence[int]) -> list[Tiling]:
     ]
 
 
-def _work(size: Sequence[int], tiling: Tiling) -> tuple[int, int]:
-    """Latents decoded in all, then tiles."""
-    axes = split_axes(size, tiling)
+def _work(axes: Sequence[Spans]) -> tuple[int, int]:
+    """Latents in all tiles, then tiles."""
     latents = math.prod(sum(span.stop - span.start for span in axis) for axis in axes)
     return latents, math.prod(map(len, axes))

@@ -1,4 +1,4 @@
-"""Which way the video decoder runs: its plain layers, or the fused kernels for GPUs."""
+"""Which way the video VAE runs: its plain layers, or the fused kernels for GPUs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ltxgen.models.video_vae.budget import DecodeCost
+from ltxgen.models.video_vae.budget import DecodeCost, EncodeCost
 from ltxgen.models.video_vae.config import VideoVAEConfig
 from ltxgen.models.video_vae.decoder import VideoDecoder
-from ltxgen.models.video_vae.fused import FusedDecoder
-from ltxgen.models.video_vae.tiled import Decoder
+from ltxgen.models.video_vae.encoder import VideoEncoder
+from ltxgen.models.video_vae.epilogue import Epilogue
+from ltxgen.models.video_vae.fused import FusedDecoder, FusedEncoder
+from ltxgen.models.video_vae.tiled import Decoder, Encoder
 
 Kernels = Literal["plain", "fused", "auto"]
 
 # Measured at 1536x1024x121 on an H200 (21.4 GB): the plain layers need copies that cuDNN reorders beside their own.
-# Counted: the fused decoder has what a convolution reads, what it writes, and the trunk of the residual blocks.
+# Counted: the fused ones have what a convolution reads, what it writes, and the trunk of the residual blocks.
 _COPIES = {"plain": 7.05, "fused": 3.1}
 
 
@@ -37,11 +39,17 @@ def decoder_for(decoder: VideoDecoder, latents: Tensor, kernels: Kernels) -> tup
 
     Raises ValueError saying what is missing where `fused` is asked for and can't run.
     """
-    obstacle = why_not_fused(latents.device, latents.dtype)
-    if kernels == "fused" and obstacle is not None:
-        raise ValueError(f"fused kernels can't decode here: they {obstacle}")
-    way = _way(latents.device, latents.dtype, kernels)
-    return (_fused(decoder) if way == "fused" else decoder), _cost(decoder.config, way, latents.dtype)
+    way = _way(latents.device, latents.dtype, kernels, "decode")
+    decodes = FusedDecoder(decoder, _triton_epilogue()) if way == "fused" else decoder
+    return decodes, _cost(decoder.config, way, latents.dtype)
+
+
+def encoder_for(encoder: VideoEncoder, kernels: Kernels = "auto") -> tuple[Encoder, EncodeCost]:
+    """What encodes as `encoder`, where its weights are, and what that costs; otherwise as `decoder_for`."""
+    weight = next(encoder.parameters())
+    way = _way(weight.device, weight.dtype, kernels, "encode")
+    encodes = FusedEncoder(encoder, _triton_epilogue()) if way == "fused" else encoder
+    return encodes, EncodeCost(encoder.config, _COPIES[way], weight.dtype.itemsize)
 
 
 def decode_cost(config: VideoVAEConfig, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> DecodeCost:
@@ -49,16 +57,20 @@ def decode_cost(config: VideoVAEConfig, device: torch.device, dtype: torch.dtype
     return _cost(config, _way(device, dtype, kernels), dtype)
 
 
-def _way(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> Literal["plain", "fused"]:
-    return "plain" if kernels == "plain" or why_not_fused(device, dtype) is not None else "fused"
+def _way(device: torch.device, dtype: torch.dtype, kernels: Kernels, what: str = "") -> Literal["plain", "fused"]:
+    """To do `what`, if that is to be done now: then asking for what can't be is an error."""
+    obstacle = why_not_fused(device, dtype)
+    if what and kernels == "fused" and obstacle is not None:
+        raise ValueError(f"fused kernels can't {what} here: they {obstacle}")
+    return "plain" if kernels == "plain" or obstacle is not None else "fused"
 
 
 def _cost(config: VideoVAEConfig, way: str, dtype: torch.dtype) -> DecodeCost:
     return DecodeCost(config, _COPIES[way], dtype.itemsize)
 
 
-def _fused(decoder: VideoDecoder) -> Decoder:
+def _triton_epilogue() -> Epilogue:
     # Here, because Triton comes with torch's CUDA builds only.
     from ltxgen.models.video_vae.kernels import triton_epilogue
 
-    return FusedDecoder(decoder, triton_epilogue)
+    return triton_epilogue

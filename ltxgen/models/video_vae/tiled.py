@@ -11,9 +11,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ltxgen.models.video_vae.config import VideoVAEConfig
-from ltxgen.models.video_vae.encoder import VideoEncoder
 from ltxgen.models.video_vae.tiling import (
     FRAMES_PER_LATENT,
     PIXELS_PER_LATENT,
@@ -37,6 +37,15 @@ class Decoder(Protocol):
     config: VideoVAEConfig
 
     def __call__(self, latents: Tensor) -> Tensor: ...
+
+
+class Encoder(Protocol):
+    """A `VideoEncoder`, or what stands in for one."""
+
+    config: VideoVAEConfig
+
+    def __call__(self, video: Tensor) -> Tensor: ...
+    def parameters(self) -> Iterator[Parameter]: ...
 
 
 def decode_tiled(
@@ -87,18 +96,20 @@ def blend_tiles(
         del group
 
 
-def encode_tiled(encoder: VideoEncoder, video: Tensor, tiling: Tiling, *, on_tile: OnTile | None = None) -> Tensor:
+def encode_tiled(encoder: Encoder, video: Tensor, tiling: Tiling | None, *, on_tile: OnTile | None = None) -> Tensor:
     """Encode video (B, 3, F, H, W) in [−1, 1] to normalised latents (B, 128, F', H', W'), tile by tile.
 
     `video` may stay on the CPU: tiles move to the encoder's device and dtype, where the latents are built. Nothing is
     blended: each latent comes from one tile. Neighbours in space share at least 64 px and meet in the middle of
     that, so that at least one latent, which saw zeros for pixels, is thrown away at each inner edge. In time they
     share at least 16 frames, all of which the earlier tile keeps: the encoder is causal, only beginnings go wrong.
+    Without tiling there is one tile.
 
     Raises ValueError where the video's size doesn't come out even or the overlaps are less.
     """
     _check_compression(encoder.config)
-    tiling.check_for_encoding()
+    if tiling is not None:
+        tiling.check_for_encoding()
     size = encoder.config.latent_size(*video.shape[2:])
     parameter = next(encoder.parameters())
     latents = torch.empty(
