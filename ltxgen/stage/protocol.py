@@ -16,7 +16,6 @@ from ltxgen.diffusion.numerics import Numerics
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import ParallelPlan
 
-
 OPTIONAL_FIELDS = ("audio.path", "source.path", "span", "regenerate")
 """Fields of the request that are refused where no stage takes them, rather than ignored."""
 

@@ -111,7 +111,9 @@ def patched(
         recorder.put("upsample.video", latent)
         return latent
 
-    def modality_of(original: Callable, state: object, context: object, sigma: torch.Tensor, **kwargs: object) -> object:
+    def modality_of(
+        original: Callable, state: object, context: object, sigma: torch.Tensor, **kwargs: object
+    ) -> object:
         frozen = numerics == "current" and not state.denoise_mask.any()
         return original(state, context, torch.zeros_like(sigma) if frozen else sigma, **kwargs)
 
