@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ _MARGIN_SECONDS = 1.0
 class EncodeSourceConfig:
     """`num_frames` takes only the first so many frames of `request.source`; null as many as the request has."""
 
+    request_fields: ClassVar = ("source", "height", "width", "num_frames", "fps")
+
     num_frames: PositiveInt | None = None
 
     def build(self, name: str, setting: Setting) -> EncodeSource:
@@ -51,7 +53,6 @@ class EncodeSource:
     num_passes = 0
     makes_stream = False
     work = None
-    request_fields = ("source.path",)
 
     def __init__(self, config: EncodeSourceConfig, name: str, setting: Setting) -> None:
         self.config = config
