@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.attention.choice import AttentionPlan, Side, choose, role_specs
 from ltxgen.attention.protocol import DeviceFacts
-from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+from ltxgen.config.errors import Problem, Refusal, did_you_mean
 from ltxgen.config.recipe import ArtifactChoice, Recipe
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
@@ -40,7 +41,7 @@ from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import Setting, Stage
+from ltxgen.stage.protocol import OPTIONAL_FIELDS, Setting, Stage
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     numerics = Numerics.named(recipe.runtime.numerics)
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = _built(recipe, setting)
-    problems += _unbuilt_problems(recipe)
+    problems += _unused_problems(recipe, stages)
     problems += launch_problems(recipe.parallel)
     here = gpu_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
     sizes = _size_problems(recipe, stages)
@@ -274,11 +275,12 @@ def _graphed_tokens(rule: str, device: torch.device, parallel: ParallelPlan | No
     return 0
 
 
-def _unbuilt_problems(recipe: Recipe) -> list[Problem]:
-    """What the schema has room for and no stage does yet: refused, never ignored."""
-    if not recipe.request.images:
-        return []
-    return [Problem("request.images", MISSING, "image conditioning is not in this version; remove it")]
+def _unused_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:
+    """What the request gives and no stage takes."""
+    taken = {field for stage in stages.values() for field in stage.request_fields}
+    given = {field: operator.attrgetter(field)(recipe.request) for field in OPTIONAL_FIELDS if field not in taken}
+    message = "no stage of this recipe takes it; leave it out, or choose a recipe that does (`ltxgen ls recipe`)"
+    return [Problem(f"request.{field}", value, message) for field, value in given.items() if value]
 
 
 def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:

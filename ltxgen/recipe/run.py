@@ -120,6 +120,7 @@ class Drop:
     parts: Sequence[PartRequest] = ()
     size_multiple = 1
     num_passes = 0
+    request_fields: Sequence[str] = ()
     makes_stream = False
     work = None
 

@@ -41,6 +41,7 @@ class DecodeAudio:
 
     size_multiple = 1
     num_passes = 0
+    request_fields = ()
     makes_stream = False
     work = None
 

@@ -76,6 +76,7 @@ class DecodeVideo:
 
     size_multiple = 1
     num_passes = 0
+    request_fields = ()
     makes_stream = True
     work = None
 

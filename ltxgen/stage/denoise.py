@@ -61,6 +61,7 @@ class DenoiseConfig:
 class Denoise:
     """Writes `<name>.video` (1,C,F,H,W) and `<name>.audio` (1,C,T,M), normalised latents."""
 
+    request_fields = ()
     makes_stream = False
 
     def __init__(self, config: DenoiseConfig, name: str, setting: Setting) -> None:

@@ -33,6 +33,7 @@ class EncodePrompt:
     reads = ()
     size_multiple = 1
     num_passes = 0
+    request_fields = ()
     makes_stream = False
     work = None
 

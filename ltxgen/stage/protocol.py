@@ -16,6 +16,9 @@ from ltxgen.diffusion.numerics import Numerics
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import ParallelPlan
 
+OPTIONAL_FIELDS = ("images", "references", "reference_mask.path")
+"""Fields of the request that are refused where no stage takes them, rather than ignored."""
+
 
 @dataclass(frozen=True)
 class PartRequest:
@@ -93,6 +96,7 @@ class Stage(Protocol):
     writes: Sequence[str]
     parts: Sequence[PartRequest]
     size_multiple: int  # what the request's height and width must be multiples of
+    request_fields: Sequence[str]  # what it takes of the request that only some recipes do: see `OPTIONAL_FIELDS`
     num_passes: int  # of the transformer in a step, at most; 0 for a stage without steps
     makes_stream: bool  # what it writes is a Stream
 

@@ -34,6 +34,7 @@ class Upsample:
 
     size_multiple = 1
     num_passes = 0
+    request_fields = ()
     makes_stream = False
     work = None
 

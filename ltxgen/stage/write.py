@@ -42,6 +42,7 @@ class Write:
     writes = ()
     size_multiple = 1
     num_passes = 0
+    request_fields = ()
     makes_stream = False
     work = None
     parts: tuple[PartRequest, ...] = ()
