@@ -14,7 +14,10 @@ from ltxgen.config.schema import (
     INVALID,
     Check,
     Kind,
+    NonNegativeFloat,
     NonNegativeInt,
+    Null,
+    PositiveFloat,
     PositiveFraction,
     PositiveInt,
     UnitFloat,
@@ -58,20 +61,48 @@ class ReferenceMask:
 
 
 @dataclass(frozen=True)
+class GivenSound:
+    """A sound to make a video for: of the file, `duration_seconds` (null: the video's) from `start_seconds` on."""
+
+    path: str | None = None
+    start_seconds: NonNegativeFloat = 0.0
+    duration_seconds: PositiveFloat | None = None
+
+
+@dataclass(frozen=True)
+class GivenClip:
+    """A clip to start from."""
+
+    path: str | None = None
+
+
+Modality = Literal["video", "audio"]
+Size = Annotated[PositiveInt, Null(0)]
+
+
+@dataclass(frozen=True)
 class Request:
-    """What is asked for. Sizes in pixels, `fps` exact; a `negative_prompt` of null means the default one."""
+    """What is asked for. Sizes in pixels, `fps` exact; a `negative_prompt` of null means the default one.
+
+    A size or rate of null, 0 here, is that of `source`; a plan has put it in place. `span` is the part of `source` in
+    seconds that is made anew, start and end, and `regenerate` what of it.
+    """
 
     prompt: str
     default_negative_prompt: str
     negative_prompt: str | None = None
     seed: Annotated[int, Check("must be between 0 and 2^63 - 1", lambda seed: 0 <= seed < 2**63)] = 10
-    height: PositiveInt = 1024
-    width: PositiveInt = 1536
-    num_frames: PositiveInt = 121
-    fps: PositiveFraction = Fraction(24)
+    height: Size = 1024
+    width: Size = 1536
+    num_frames: Size = 121
+    fps: Annotated[PositiveFraction, Null(Fraction(0))] = Fraction(24)
     images: tuple[ImageCondition, ...] = ()
     references: tuple[ReferenceClip, ...] = ()
     reference_mask: ReferenceMask = ReferenceMask()
+    audio: GivenSound = GivenSound()
+    source: GivenClip = GivenClip()
+    span: tuple[NonNegativeFloat, ...] | None = None
+    regenerate: tuple[Modality, ...] = ()
 
 
 @dataclass(frozen=True)

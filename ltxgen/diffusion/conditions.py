@@ -10,7 +10,7 @@ import functools
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -117,6 +117,22 @@ class AppendedTokens:
         attention[:, grid, new] = with_grid
         attention[:, new, grid] = with_grid[:, None]
         return attention
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A whole modality that isn't generated: its `tokens` (1, T, C), normalised, only inform the other one.
+
+    `role` is one of `LatentState`: a sound from outside is "given", what a retake leaves of its clip "kept".
+    """
+
+    tokens: Tensor
+    role: Literal["given", "kept"]
+
+    def apply(self, state: LatentState, numerics: Numerics) -> LatentState:
+        assert self.tokens.shape == state.latents.shape, "a frozen modality is known as a whole"
+        tokens, mask = self.tokens.to(state.latents), torch.zeros_like(state.denoise_mask)
+        return state.with_(latents=tokens, clean=tokens, denoise_mask=mask, role=self.role)
 
 
 def _per_token(mask: float | Tensor, tokens: Tensor, state: LatentState) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.cache_folder import cache_folder
-from ltxgen.artifacts.components import TOKENIZER, BuildOptions, artifact_of
+from ltxgen.artifacts.components import TOKENIZER, TRANSFORMERS, BuildOptions, artifact_of
 from ltxgen.artifacts.load import load_component, tensor_reader
 from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.artifacts.placement import WHOLE, Placement
@@ -62,7 +62,7 @@ class ArtifactParts:
         module = load_component(
             request.name, artifact, self._device, request.dtype, self._options, placement=self._placement
         )
-        if request.name == "transformer" and self._compiling is not None:
+        if request.name in TRANSFORMERS and self._compiling is not None:
             from ltxgen.models.transformer.compilation import compile_blocks  # seconds to import
 
             use_compile_cache(cache_folder() / "inductor")

@@ -39,6 +39,7 @@ from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weig
 from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
+from ltxgen.recipe.sizes import with_source_sizes
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
 from ltxgen.stage.denoise import NOISE
 from ltxgen.stage.protocol import OPTIONAL_FIELDS, Setting, Stage
@@ -83,7 +84,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
 
     `local_rank` is the number of this process on its machine, which gets the GPU of that number.
     """
-    problems: list[Problem] = []
+    recipe, problems = with_source_sizes(recipe)
     device = _or_note(lambda: resolve_device(recipe.runtime.device, local_rank), torch.device("cpu"), problems)
     dtype = _or_note(lambda: resolve_dtype(recipe.runtime.dtype, device), torch.float32, problems)
     notes: list[str] = []

@@ -35,7 +35,7 @@ from ltxgen.stage.denoise import NOISE
 from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream
 
 TENSORS = "tensors.safetensors"
-RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml", "manifest.json"})
+RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", "sound.wav", TENSORS, "recipe.yaml", "manifest.json"})
 
 
 # The folder of ranks that write nothing: a stage that tries to fails at once, on any machine.

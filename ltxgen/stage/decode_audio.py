@@ -6,23 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from ltxgen.config.errors import Problem
+from ltxgen.media.sound import Sound
 from ltxgen.models.vocoder import VocoderConfig
 from ltxgen.registry import register
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting
 
 # Of the vocoder's widest activation, which its filters also hold at twice the rate; measured for 5 s of sound: 0.1 GiB.
 ACTIVATION_COPIES = 6
-
-
-@dataclass(frozen=True)
-class Sound:
-    """A waveform (1, 2, samples) in [-1, 1] and its samples per second."""
-
-    waveform: Tensor
-    sample_rate: int
 
 
 @register("stage", "decode_audio")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from ltxgen.registry import register
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting
 
 Steps = Annotated[int, Check(f"must be at least {MIN_STEPS}", lambda steps: steps >= MIN_STEPS)]
+Modalities = Annotated[
+    tuple[Literal["video", "audio"], ...], Check("must be [video, audio] or [audio]", lambda which: "audio" in which)
+]
 NOISE = "noise"  # the run's generator, which every denoise stage draws from in turn
 
 
@@ -40,7 +43,8 @@ class DenoiseConfig:
     """A schedule (`steps`, or `sigmas` themselves), a sampler, a guidance, LoRAs, and where to start from.
 
     `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
-    from noise. `conditions` names what is known beforehand, in the order in which it applies.
+    from noise. `conditions` names what is known beforehand, in the order in which it applies. `modalities` may be sound
+    alone: the video half of the transformer is then not even loaded.
     """
 
     sampler: Annotated[Any, Kind("sampler")]
@@ -53,13 +57,15 @@ class DenoiseConfig:
     video: str | None = None
     audio: str | None = None
     conditions: tuple[str, ...] = ()
+    modalities: Modalities = ("video", "audio")
 
     def build(self, name: str, setting: Setting) -> Denoise:
         return Denoise(self, name, setting)
 
 
 class Denoise:
-    """Writes `<name>.video` (1,C,F,H,W) and `<name>.audio` (1,C,T,M), normalised latents."""
+    """Writes `<name>.video` (1,C,F,H,W) and `<name>.audio` (1,C,T,M), normalised latents; the latter alone for sound
+    alone."""
 
     request_fields = ()
     makes_stream = False
@@ -70,10 +76,12 @@ class Denoise:
         self.setting = setting
         sources = (config.video, config.audio)
         self.reads = (NOISE, config.context, *(source for source in sources if source is not None), *config.conditions)
-        self.writes = (NOISE, f"{name}.video", f"{name}.audio")
-        self.parts = (PartRequest("transformer", setting.dtype, tuple(config.loras.items())),)
+        self.has_video = "video" in config.modalities
+        self.writes = (NOISE, *(f"{name}.{modality}" for modality in ("video", "audio")[not self.has_video :]))
+        self.transformer = "transformer" if self.has_video else "audio_transformer"
+        self.parts = (PartRequest(self.transformer, setting.dtype, tuple(config.loras.items())),)
         # Whole pixels that stay whole latents: 32 at scale 1, 64 at 1/2, 48 at 2/3.
-        self.size_multiple = (VideoGrid.spatial_factor / config.scale).numerator
+        self.size_multiple = (VideoGrid.spatial_factor / config.scale).numerator if self.has_video else 1
         self.guidance: Guidance = config.guidance.build(setting.numerics)
         self.sampler = config.sampler.build()
         self.appended = total_appended([])  # once `infer` knows
@@ -85,6 +93,10 @@ class Denoise:
             return torch.tensor(self.config.sigmas, dtype=torch.float32)
         assert self.config.steps is not None, "infer refuses a stage without a schedule"
         return ltx_sigmas(self.config.steps)
+
+    @property
+    def grids(self) -> Pair[Any]:
+        return Pair(self.video_grid if self.has_video else None, self.audio_grid)
 
     @property
     def video_grid(self) -> VideoGrid:
@@ -101,22 +113,27 @@ class Denoise:
         request = self.setting.request
         if request.height % self.size_multiple or request.width % self.size_multiple:
             return problems  # the plan says so, once for all stages
-        video, audio = self.video_grid, self.audio_grid
-        wanted = (video.frames, video.height, video.width)
-        given = shapes.get(self.config.video or "", wanted)
-        if given != wanted:
-            message = (
-                f"holds {_by(given)} latents (frames x height x width), and at scale {self.config.scale} this stage "
-                f"works on {_by(wanted)}; match its scale to the upscaler"
-            )
-            problems.append(Problem(f"stages.{self.name}.video", self.config.video, message))
-        if audio.frames < 1:
+        if self.has_video:
+            problems += self._video_problems(shapes)
+        if self.audio_grid.frames < 1:
             problems.append(
                 Problem("request.fps", self.setting.request.fps, "too high: the sound would have no length")
             )
-        shapes[f"{self.name}.video"] = wanted
-        shapes[f"{self.name}.audio"] = (audio.frames,)
+        shapes[f"{self.name}.audio"] = (self.audio_grid.frames,)
         return problems
+
+    def _video_problems(self, shapes: dict[str, Any]) -> list[Problem]:
+        """Whether what comes in has the stage's size; notes what comes out."""
+        grid = self.video_grid
+        wanted = shapes[f"{self.name}.video"] = (grid.frames, grid.height, grid.width)
+        given = shapes.get(self.config.video or "", wanted)
+        if given == wanted:
+            return []
+        message = (
+            f"holds {_by(given)} latents (frames x height x width), and at scale {self.config.scale} this stage "
+            f"works on {_by(wanted)}; match its scale to the upscaler"
+        )
+        return [Problem(f"stages.{self.name}.video", self.config.video, message)]
 
     def activation_bytes(self, free_bytes: int) -> int:
         parallel, work = self.setting.parallel, self.work
@@ -145,8 +162,7 @@ class Denoise:
         if self._schedule_problems():
             return None
         steps = tuple(self.guidance.passes(step) for step in range(len(self.sigmas) - 1))
-        own = Pair(self.video_grid.num_tokens, self.audio_grid.num_tokens)
-        tokens = own.map(lambda tokens, more: tokens + more.tokens, self.appended)
+        tokens = self.grids.map(lambda grid, more: grid.num_tokens + more.tokens, self.appended)
         roles = self.appended.map(lambda more, role: (role,) * more.attention, Pair("video_self", "audio_self"))
         return Work(steps, tokens, masked=(*(roles.video or ()), *(roles.audio or ())))
 
@@ -161,15 +177,15 @@ class Denoise:
         states = self._initial_states(state, sigmas[0].item(), context)
         assert self.setting.parallel is not None, "a plan that can run knows its ranks"
         parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type)
-        denoiser = Denoiser(self, parallel, parts["transformer"], state[self.config.context], states, context)
+        denoiser = Denoiser(self, parallel, parts[self.transformer], state[self.config.context], states, context)
         context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
         states = self.sampler.sample(states, sigmas, denoiser)
-        tokens = states.map(lambda state: state.without_appended().latents)
-        video, audio = self.video_grid.unpatchify(tokens.video), self.audio_grid.unpatchify(tokens.audio)
-        context.record(f"{self.name}.final.video", video)
-        context.record(f"{self.name}.final.audio", audio)
+        latents = self.grids.map(lambda grid, state: grid.unpatchify(state.result), states)
+        written = {f"{self.name}.{modality}": value for modality, value in vars(latents).items() if value is not None}
+        for name, value in written.items():
+            context.record(name.replace(".", ".final."), value)
         context.report("communication", parallel.communication)
-        return {NOISE: state[NOISE], f"{self.name}.video": video, f"{self.name}.audio": audio}
+        return {NOISE: state[NOISE], **written}
 
     def _initial_states(self, state: Mapping[str, Any], sigma: float, context: RunContext) -> Pair[LatentState]:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""
@@ -190,12 +206,14 @@ class Denoise:
             context.record(f"{self.name}.positions.{modality}", noised.positions)
             return noised
 
-        video, audio = self.video_grid, self.audio_grid
-        in_space = video_positions(video, self.setting.request.fps, numerics.video_position_dtype or dtype)
-        return Pair(
-            start("video", video, self.config.video, in_space),
-            start("audio", audio, self.config.audio, audio_positions(audio)),
-        )
+        def start_video() -> LatentState:
+            positions = video_positions(
+                self.video_grid, self.setting.request.fps, numerics.video_position_dtype or dtype
+            )
+            return start("video", self.video_grid, self.config.video, positions)
+
+        video = start_video() if self.has_video else None
+        return Pair(video, start("audio", self.audio_grid, self.config.audio, audio_positions(self.audio_grid)))
 
     def _schedule_problems(self) -> list[Problem]:
         where = f"stages.{self.name}"
@@ -211,6 +229,9 @@ class Denoise:
         known = shapes.get(self.config.context, ())
         if known and any(each.context not in known for each in passes):
             problems.append(Problem(where, MISSING, "needs the negative prompt, which the prompt stage leaves out"))
+        if known and self.has_video and "video" not in known:
+            message = "holds no prompt for video; set video: true in the stage that encodes it"
+            problems.append(Problem(f"stages.{self.name}.context", self.config.context, message))
         checkpoint = self.setting.artifacts.get("checkpoint")
         if checkpoint is None:
             return problems
@@ -241,6 +262,7 @@ class Denoiser:
     ) -> None:
         self.name = stage.name
         self.device = stage.setting.device
+        self.numerics = stage.setting.numerics
         self.guidance = stage.guidance
         self.parallel = parallel
         self.transformer = graphed(parallel.wrap(transformer), stage.setting.graphed_tokens)
@@ -267,11 +289,16 @@ class Denoiser:
 
     def _predict(self, states: Pair[LatentState], sigma: float, passes: Sequence[Pass]) -> list[Pair[Tensor]]:
         """The clean latents that each of `passes` predicts."""
-        level = torch.full((1,), sigma, dtype=torch.float32, device=self.device)
         timesteps = self.levels.map(lambda levels: levels.timesteps(sigma))
 
+        def level(state: LatentState) -> Tensor:
+            own = state.modality_sigma(sigma, self.numerics)
+            return torch.full((1,), own, dtype=torch.float32, device=self.device)
+
+        levels = states.map(level)
+
         def modality(
-            state: LatentState, levels: NoiseLevels, times: Tensor, text: Tensor, enabled: bool
+            state: LatentState, masks: NoiseLevels, times: Tensor, level: Tensor, text: Tensor, enabled: bool
         ) -> ModalityInput:
             return ModalityInput(
                 state.latents,
@@ -279,7 +306,7 @@ class Denoiser:
                 level,
                 state.positions,
                 text,
-                timestep_index=levels.index,
+                timestep_index=masks.index,
                 attention_mask=state.attention,
                 enabled=enabled,
             )
@@ -287,8 +314,8 @@ class Denoiser:
         def inputs(each: Pass) -> TransformerPass:
             prompt: Context | None = getattr(self.contexts, each.context)
             assert prompt is not None, "infer refuses a guidance whose contexts are not encoded"
-            texts = Pair(prompt.video, prompt.audio)
-            both = states.map(modality, self.levels, timesteps, texts, each.enabled)
+            texts = states.map(_text, _streams(prompt), _streams(self.contexts.positive))
+            both = states.map(modality, self.levels, timesteps, levels, texts, each.enabled)
             return TransformerPass(both.video, both.audio, each.perturbation)
 
         def denoised(velocities: Velocities) -> Pair[Tensor]:
@@ -304,6 +331,15 @@ class Denoiser:
             value = getattr(values, modality)
             if value is not None:
                 self.context.record(f"{self.name}.{name}.{modality}", value)
+
+
+def _streams(context: Context) -> Pair[Tensor]:
+    return Pair(context.video, context.audio)
+
+
+def _text(state: LatentState, own: Tensor, positive: Tensor) -> Tensor:
+    """What a modality reads in a pass that is for `own`."""
+    return positive if state.role == "given" else own
 
 
 def _by(sizes: tuple[int, ...]) -> str:

@@ -16,7 +16,7 @@ from ltxgen.diffusion.numerics import Numerics
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import ParallelPlan
 
-OPTIONAL_FIELDS = ("images", "references", "reference_mask.path")
+OPTIONAL_FIELDS = ("images", "references", "reference_mask.path", "audio.path", "source.path", "span", "regenerate")
 """Fields of the request that are refused where no stage takes them, rather than ignored."""
 
 
