@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from ltxgen.config import compose
 from ltxgen.config.recipe import parse_recipe
@@ -41,7 +42,9 @@ def test_a_recipe_opens_with_its_own_command_line(path: Path):
 
 @recipes
 def test_its_commands_plan(path: Path, run_ltxgen, tmp_path: Path):
-    """The commands that a recipe's head shows are ones that it takes."""
+    """The commands that a recipe's head shows are ones that it takes, given the files that they name."""
+    for name in ("first.png", "last.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("# ltxgen "):
             continue

@@ -33,14 +33,35 @@ def _frame_count(value: int) -> bool:
     return value >= 1 and value % 8 == 1
 
 
+Crf = Annotated[int, Check("must be between 0 (skip the H.264 round trip) and 51", lambda crf: 0 <= crf <= 51)]
+
+
 @dataclass(frozen=True)
 class ImageCondition:
-    """A picture that the video shows at pixel frame `frame`."""
+    """A picture that the video shows at pixel frame `frame`; a negative one counts from the end, -1 is the last.
+
+    `strength` of 1 keeps it as it is. A `crf` of null is the model's.
+    """
 
     path: str
-    frame: NonNegativeInt = 0
+    frame: int = 0
     strength: UnitFloat = 1.0
-    crf: Annotated[int, Check("must be between 0 (skip the H.264 round trip) and 51", lambda crf: 0 <= crf <= 51)] = 33
+    crf: Crf | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceClip:
+    """A video or picture that an IC-LoRA works from; `strength` of 1 keeps it as it is."""
+
+    path: str
+    strength: UnitFloat = 1.0
+
+
+@dataclass(frozen=True)
+class ReferenceMask:
+    """A grey video or picture: how much each part of the references counts, black not at all."""
+
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,7 @@ Modality = Literal["video", "audio"]
 Size = Annotated[PositiveInt, Null(0)]
 
 
-GIVEN = ("images", "audio", "source", "span", "regenerate")
+GIVEN = ("images", "references", "reference_mask", "audio", "source", "span", "regenerate")
 """What a request may start from: fields that are refused where no stage takes them, rather than ignored."""
 
 
@@ -84,6 +105,8 @@ class Request:
     num_frames: Size = 121
     fps: Annotated[PositiveFraction, Null(Fraction(0))] = Fraction(24)
     images: tuple[ImageCondition, ...] = ()
+    references: tuple[ReferenceClip, ...] = ()
+    reference_mask: ReferenceMask = ReferenceMask()
     audio: GivenSound = GivenSound()
     source: GivenClip = GivenClip()
     span: tuple[NonNegativeFloat, ...] | None = None
@@ -92,11 +115,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Model:
-    """Which model the recipe is written for; another generation's files are refused."""
+    """Which model the recipe is written for; another generation's files are refused.
+
+    `image_crf`: what pictures are encoded with before they condition it, since it was trained on compressed frames.
+    """
 
     name: str
     generation: Literal["LTX-2.3", "LTX-2"]
     stg_blocks: tuple[NonNegativeInt, ...]
+    image_crf: Crf = 33
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.attention.choice import AttentionPlan, Side, choose, role_specs
 from ltxgen.attention.protocol import DeviceFacts
-from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+from ltxgen.config.errors import Problem, Refusal, did_you_mean
 from ltxgen.config.recipe import GIVEN, ArtifactChoice, Recipe
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
@@ -93,7 +93,6 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     numerics = Numerics.named(recipe.runtime.numerics)
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = _built(recipe, setting)
-    problems += _unbuilt_problems(recipe)
     problems += _unused_problems(recipe)
     problems += launch_problems(recipe.parallel)
     here = gpu_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
@@ -279,13 +278,6 @@ def _graphed_tokens(rule: str, device: torch.device, parallel: ParallelPlan | No
     if rule == "always":
         raise Refusal([Problem("runtime.graphs", rule, "CUDA graphs need a GPU; use runtime.graphs=auto or never")])
     return 0
-
-
-def _unbuilt_problems(recipe: Recipe) -> list[Problem]:
-    """What the schema has room for and no stage does yet: refused, never ignored."""
-    if not recipe.request.images:
-        return []
-    return [Problem("request.images", MISSING, "image conditioning is not in this version; remove it")]
 
 
 def _unused_problems(recipe: Recipe) -> list[Problem]:
