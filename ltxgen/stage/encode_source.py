@@ -18,7 +18,7 @@ from ltxgen.media.clip import ClipFacts, clip_facts, read_frames
 from ltxgen.media.fit import Fit, to_encoder
 from ltxgen.media.sound import BadMedia, read_sound
 from ltxgen.models.audio_vae import AudioEncoder
-from ltxgen.models.video_vae import VideoEncoder, VideoVAEConfig, encode_cost, encode_tiled, encoder_for
+from ltxgen.models.video_vae import Tiling, VideoEncoder, VideoVAEConfig, encode_cost, encode_tiled, encoder_for
 from ltxgen.registry import register
 from ltxgen.stage.decode_video import TilingConfig
 from ltxgen.stage.encode_audio import encode_sound, encoding_bytes
@@ -102,8 +102,7 @@ class EncodeSource:
     def activation_bytes(self, free_bytes: int) -> int:
         config = VideoVAEConfig.from_metadata(self.setting.artifacts["checkpoint"].config["vae"])
         cost, grid = encode_cost(config, self.setting.device, self.setting.dtype), self.video_grid
-        tiling = self.config.tiling and self.config.tiling.build()
-        picture = cost.peak_bytes((grid.frames, grid.height, grid.width), tiling)
+        picture = cost.peak_bytes((grid.frames, grid.height, grid.width), self._tiling())
         return max(picture, encoding_bytes(self.audio_grid, self.setting))
 
     def describe(self) -> dict[str, Any]:
@@ -125,7 +124,7 @@ class EncodeSource:
             for some in frames.split(_FRAMES_AT_ONCE)
         ]
         encode, _ = encoder_for(encoder)
-        return encode_tiled(encode, torch.cat(fitted, dim=2), self.config.tiling and self.config.tiling.build())
+        return encode_tiled(encode, torch.cat(fitted, dim=2), self._tiling())
 
     def _audio(self, encoder: AudioEncoder) -> Tensor | None:
         """As many latents as the frames last; zeros, as the official retake has it, where the sound ends before."""
@@ -135,6 +134,9 @@ class EncodeSource:
         num_latents = self.audio_grid.frames
         latents = encode_sound(sound, encoder, self.setting)[:, :, :num_latents]
         return F.pad(latents, (0, 0, 0, num_latents - latents.shape[2]))
+
+    def _tiling(self) -> Tiling | None:
+        return None if self.config.tiling is None else self.config.tiling.build()
 
     def _length_problems(self, facts: ClipFacts) -> list[Problem]:
         wanted, factor = self.config.num_frames, VideoGrid.time_factor
@@ -152,8 +154,8 @@ class EncodeSource:
 
     def _tiling_problems(self) -> list[Problem]:
         try:
-            if self.config.tiling is not None:
-                self.config.tiling.build().check_for_encoding()
+            if tiling := self._tiling():
+                tiling.check_for_encoding()
         except ValueError as error:
             where = f"stages.{self.name}.tiling"
             return [Problem(where, MISSING, line) for line in str(error).splitlines()]
