@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,13 @@ ltxgen {version}: LTX-2.3 audio-video generation from YAML
   ltxgen +recipe=NAME [key=value ...]        run a recipe (also: ltxgen run ...)
   ltxgen plan +recipe=NAME [key=value ...]   what would run: stages, files, sizes, passes; reads no weights
   ltxgen fetch +recipe=NAME                  download and verify the files it needs
+  ltxgen lock +recipe=NAME [key=value ...]   the composed recipe with every file pinned by sha256, into NAME.lock.yaml
+  ltxgen replay FOLDER [--check]             make a run again from its recipe.yaml; --check: is it bit-equal?
   ltxgen ls [GROUP]                          recipes and choices: recipe, model, request, stage, attention, ...
   ltxgen cp RECIPE NEW                       copy a recipe to ./recipes/NEW.yaml to edit it
   ltxgen compare A B                         two runs: picture, sound and latents
+  ltxgen resume FOLDER                       go on with the interrupted run into FOLDER
+  ltxgen cache ls | rm | verify              outputs of stages that are stored and used again
   ltxgen bench [CASE ...] [key=value ...]    how fast its parts are here, beside their floors and diffusers
 
   ltxgen +recipe=ltx23_two_stage model=ltx23_tiny request=demo     try it now, no weights needed
@@ -106,6 +111,10 @@ def _dispatch(words: list[str], debug: bool) -> int | None:
         return 0
     command, rest = words[0], words[1:]
     run = functools.partial(_run, debug=debug)
+    if command == "replay":
+        return _replay(rest, debug)
+    if command == "resume":
+        return _resume(rest, debug)
     if command in _RECIPE_COMMANDS:
         return _with_recipe(run if command == "run" else _RECIPE_COMMANDS[command], rest, debug)
     if command == "rank" and ending.is_rank():
@@ -114,7 +123,7 @@ def _dispatch(words: list[str], debug: bool) -> int | None:
         return _PLAIN_COMMANDS[command](rest)
     if "=" in command or command.startswith(("-", "+", "~")):
         return _with_recipe(run, words, debug)
-    known = (*_RECIPE_COMMANDS, *_PLAIN_COMMANDS)
+    known = (*_RECIPE_COMMANDS, *_PLAIN_COMMANDS, "resume", "replay")
     raise Refusal([Problem("command", command, f"must be one of {', '.join(known)}{did_you_mean(command, known)}")])
 
 
@@ -177,7 +186,11 @@ def _refuse_bad_overrides(words: Sequence[str]) -> None:
 def _run(config: Mapping[str, Any], debug: bool = False) -> None:
     from ltxgen.recipe.launch import run_config
 
-    folder = run_config(config, ("--debug",) if debug else ())
+    _print_files(run_config(config, ("--debug",) if debug else ()))
+
+
+def _print_files(folder: Path | None) -> None:
+    """What a run is for, where this process has made it."""
     for name in ("video.mp4", "contact_sheet.png"):
         if folder is not None and (folder / name).exists():
             print(folder / name)
@@ -189,6 +202,15 @@ def _rank(words: list[str]) -> int:
 
     frozen, sha256, folder = words
     run_as_rank(Path(frozen), sha256, Path(folder))
+    return 0
+
+
+def _resume(words: list[str], debug: bool) -> int:
+    from ltxgen.recipe.launch import resume
+
+    if len(words) != 1:
+        raise Refusal([Problem("resume", " ".join(words) or MISSING, "takes one folder: `ltxgen resume FOLDER`")])
+    _print_files(resume(Path(words[0]), ("--debug",) if debug else ()))
     return 0
 
 
@@ -216,6 +238,46 @@ def _fetch(config: Mapping[str, Any]) -> None:
     _console().print(artifact_table(specs, result.artifacts, tried))
     if result.problems:
         raise Refusal(result.problems)
+
+
+def _lock(config: dict[str, Any]) -> None:
+    from ltxgen.config.recipe import parse_recipe
+    from ltxgen.recipe.lock import write_recipe
+    from ltxgen.recipe.plan import make_plan
+
+    plan = make_plan(parse_recipe(config))
+    if plan.problems:  # what only this machine lacks keeps nobody from pinning
+        raise Refusal(plan.problems)
+    path = Path(f"{plan.recipe.name}.lock.yaml")
+    write_recipe(config, plan.artifacts, path)
+    print(f"{path}; run it with: ltxgen +recipe={path}")
+
+
+def _replay(words: list[str], debug: bool) -> int:
+    """Exit code 0: made again, and with --check bit-equal; 1: it is not."""
+    from ltxgen.config import compose
+    from ltxgen.recipe.launch import run_config
+    from ltxgen.recipe.replay import recipe_of, verdict
+
+    overrides = [word for word in words if "=" in word or word.startswith("~")]
+    folders = [word for word in words if word not in (*overrides, "--check")]
+    if len(folders) != 1:
+        message = "takes one folder of a run: `ltxgen replay FOLDER [--check] [key=value ...]`"
+        raise Refusal([Problem("replay", " ".join(folders) or MISSING, message)])
+    folder, checks = Path(folders[0]).expanduser(), "--check" in words
+    with tempfile.TemporaryDirectory(prefix="ltxgen-") as scratch:
+        # A check makes everything anew, and leaves nothing that wasn't asked for.
+        own = ["cache=off", f"output.dir={scratch}/run"] if checks else []
+        given = compose.open_overrides([f"+recipe={recipe_of(folder)}", *own, *overrides])
+        made = run_config(compose.compose_config(compose.name_recipe_paths(given)), ("--debug",) if debug else ())
+        if made is None:
+            return 0
+        if not checks:
+            _print_files(made)
+            return 0
+        found = verdict(folder, made)
+    print("\n".join(found.lines))
+    return 0 if found.equal else 1
 
 
 def _ls(words: list[str]) -> int:
@@ -295,6 +357,12 @@ def _bench(words: list[str]) -> int:
     return bench(words, composed, _console())
 
 
+def _cache(words: list[str]) -> int:
+    from ltxgen.recipe.cache_command import cache
+
+    return cache(words, _console())
+
+
 def _console() -> Any:
     """Where tables go: as wide as the terminal, and wide where a file or pipe has no width to respect."""
     from rich.console import Console
@@ -305,5 +373,16 @@ def _console() -> Any:
     return console
 
 
-_RECIPE_COMMANDS: Mapping[str, Callable[[dict[str, Any]], None]] = {"run": _run, "plan": _plan, "fetch": _fetch}
-_PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {"ls": _ls, "cp": _cp, "compare": _compare, "bench": _bench}
+_RECIPE_COMMANDS: Mapping[str, Callable[[dict[str, Any]], None]] = {
+    "run": _run,
+    "plan": _plan,
+    "fetch": _fetch,
+    "lock": _lock,
+}
+_PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {
+    "ls": _ls,
+    "cp": _cp,
+    "compare": _compare,
+    "cache": _cache,
+    "bench": _bench,
+}

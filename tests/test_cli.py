@@ -62,7 +62,8 @@ def test_the_usage_names_every_command(run_ltxgen, tmp_path):
 def test_an_unknown_command(run_ltxgen, tmp_path):
     result = run_ltxgen("plam", RECIPE, cwd=tmp_path)
     assert result.code == 2
-    assert "command = plam: must be one of run, plan, fetch, ls, cp, compare, bench; did you mean 'plan'?" in result.err
+    assert "command = plam: must be one of run, plan, fetch, lock, ls, cp, compare, cache, " in result.err
+    assert "did you mean 'plan'?" in result.err
 
 
 def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
@@ -271,7 +272,8 @@ def test_a_sweep_into_the_default_folder(run_ltxgen, tiny_words, tmp_path, monke
     """The jobs of one sweep stand in one folder of its time."""
     folders = []
     monkeypatch.setattr(
-        "ltxgen.recipe.launch.run_plan", lambda plan, *rest: folders.append(plan.recipe.output.dir) or tmp_path
+        "ltxgen.recipe.launch.run_plan",
+        lambda plan, *rest, **options: folders.append(plan.recipe.output.dir) or tmp_path,
     )
     assert run_ltxgen("-m", *tiny_words, "request.seed=1,2", cwd=tmp_path).code == 0
     one, other = map(Path, folders)
@@ -318,7 +320,7 @@ def test_debug_shows_where(run_ltxgen, tiny_words, tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", [(), ("run",)])
 def test_a_run_prints_where_its_results_are(run_ltxgen, stored_run, tiny_words, tmp_path, monkeypatch, command):
     folder = stored_run()
-    monkeypatch.setattr("ltxgen.recipe.launch.run_plan", lambda *arguments: folder)
+    monkeypatch.setattr("ltxgen.recipe.launch.run_plan", lambda *arguments, **options: folder)
     result = run_ltxgen(*command, *tiny_words, cwd=tmp_path)
     assert result.out.splitlines() == [str(folder / "video.mp4"), str(folder / "contact_sheet.png")]
 

@@ -35,7 +35,13 @@ RANKS = {
     "cli": 6,
     "__main__": 7,
 }
-OPEN = {"registry", "config.schema", "config.errors", "config.hardware"}  # to all but models and diffusion
+OPEN = {
+    "registry",
+    "config.schema",
+    "config.errors",
+    "config.hardware",
+    "config.inputs",
+}  # to all but models and diffusion
 # What only some files may import: the first part of the module's name, or two parts of it.
 RESERVED = {
     "hydra": {"config.compose", "cli"},

@@ -48,7 +48,7 @@ class ArtifactSpec:
     candidates: files that will do, newest first. path: the user's own file or folder, which then is the only choice.
     source: `files` looks for candidates, `embedded` is the model this project makes itself, `synthetic` has no file.
     generation: the model generation that is wanted; None accepts any. others: files of other generations that are
-    looked for only to explain why they can't be used.
+    looked for only to explain why they can't be used. sha256: the only content that will do, of a file called `file`.
     """
 
     name: str
@@ -61,6 +61,8 @@ class ArtifactSpec:
     others: tuple[Candidate, ...] = ()
     architecture: str = "ltx23_22b"  # of the synthetic source
     seed: int = 0  # of the synthetic source
+    file: str | None = None
+    sha256: str | None = None
 
     @property
     def config_path(self) -> str:

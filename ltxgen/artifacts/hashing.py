@@ -12,6 +12,7 @@ from pathlib import Path
 from ltxgen.artifacts.cache_folder import cache_folder
 
 CHUNK_BYTES = 16 * 1024 * 1024
+_FOLDER = "|folder"  # behind the path of one; behind a file's stand its size and time
 _SHA256_NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -24,7 +25,9 @@ def sha256_of(path: Path, *, verify: bool = False) -> str:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         lines = [f"{sha256_of(file, verify=verify)}  {file.relative_to(path).as_posix()}\n" for file in files]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        whole = hashlib.sha256("".join(lines).encode()).hexdigest()
+        _remember(f"{path.resolve()}{_FOLDER}", whole)
+        return whole
     real = path.resolve()
     if not verify and real.parent.name == "blobs" and _SHA256_NAME.fullmatch(real.name):
         return real.name
@@ -34,8 +37,20 @@ def sha256_of(path: Path, *, verify: bool = False) -> str:
     if not verify and key in remembered:
         return remembered[key]
     digest = _digest(real)
-    _store({**remembered, key: digest})
+    _remember(key, digest)
     return digest
+
+
+def remembered_places(digest: str) -> list[Path]:
+    """Where files and folders of this digest were when they were hashed. They may have changed since."""
+    places = (key.removesuffix(_FOLDER).split("|")[0] for key, known in _load().items() if known == digest)
+    return [path for path in map(Path, dict.fromkeys(places)) if path.exists()]
+
+
+def _remember(key: str, digest: str) -> None:
+    remembered = _load()
+    if remembered.get(key) != digest:
+        _store({**remembered, key: digest})
 
 
 def _digest(path: Path) -> str:

@@ -23,6 +23,7 @@ from ltxgen.artifacts.hub import (
     is_offline,
     shown_size,
 )
+from ltxgen.artifacts.pins import as_pinned, find_pinned, other_content, pin_of
 from ltxgen.artifacts.synthetic import synthetic_artifact
 from ltxgen.artifacts.tiny import embedded_artifact
 from ltxgen.config.errors import MISSING, Problem
@@ -125,7 +126,7 @@ class _Missing:
 def _locate(spec: ArtifactSpec, places: Places) -> ResolvedArtifact | Problem | _Missing:
     """Look without the network."""
     if spec.path is not None:
-        return _explicit(spec)
+        return as_pinned(spec, _explicit(spec))
     if spec.source == "embedded":
         return embedded_artifact(spec)
     if spec.source == "synthetic":
@@ -135,6 +136,9 @@ def _locate(spec: ArtifactSpec, places: Places) -> ResolvedArtifact | Problem | 
         for place, path, revision in _local_places(candidate, places):
             if path is None:
                 tried.append(Attempt(candidate, place, "not there"))
+                continue
+            if spec.sha256 is not None and (other := other_content(path, spec.sha256)):
+                tried.append(Attempt(candidate, place, other))
                 continue
             generation = generation_of_file(path)
             if refusal := _other_generation(spec, generation):
@@ -152,7 +156,7 @@ def _locate(spec: ArtifactSpec, places: Places) -> ResolvedArtifact | Problem | 
                 tried=tuple(tried),
                 config_path=spec.config_path,
             )
-    return _Missing(tuple(tried))
+    return find_pinned(spec, places.folder_paths()) or _Missing(tuple(tried))
 
 
 def _explicit(spec: ArtifactSpec) -> ResolvedArtifact | Problem:
@@ -223,7 +227,11 @@ def _download_newest(
                 return Problem(spec.config_path, candidate.label, str(failure))
             tried.append(Attempt(candidate, HUB, str(failure)))
             continue
-        if refusal := _other_generation(spec, artifact.generation):
+        assert artifact.path is not None, "a download is a file"
+        refusal = _other_generation(spec, artifact.generation)
+        if refusal is None and spec.sha256 is not None:
+            refusal = other_content(artifact.path, spec.sha256)
+        if refusal:
             tried.append(Attempt(candidate, HUB, refusal))
             continue
         return replace(artifact, tried=tuple(tried))
@@ -276,6 +284,9 @@ def _verified(artifact: ResolvedArtifact, spec: ArtifactSpec, log: Log) -> Resol
 
 
 def _missing_problem(spec: ArtifactSpec, places: Places, missing: _Missing) -> Problem:
+    if spec.sha256 is not None and not spec.candidates:
+        message = f"must be {pin_of(spec)}, which is in no folder of `artifacts.folders`; set it to where the file is"
+        return Problem(spec.config_path, MISSING, message)
     if not spec.candidates:
         return Problem(spec.config_path, MISSING, "must be set: no published file is known for it")
     newest = spec.candidates[0]

@@ -33,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+from ltxgen.config.inputs import beside, with_paths
 
 CONFIG_NAME = "config"
 # ValueError: Hydra's own for a choice that reads as a number (`request=5`).
@@ -77,6 +78,9 @@ class RecipeSource(ConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         path = self._files()[config_path.removeprefix("recipe/").removesuffix(".yaml")]
         content, package = read_recipe(path)
+        if "request" in content:
+            request = OmegaConf.to_container(content, resolve=False)["request"]  # type: ignore[call-overload,index]
+            content["request"] = with_paths(request, beside(path.parent))
         header: dict[str, str | None] = {"package": package}
         return ConfigResult(config=content, path=f"{self.scheme()}://{path}", provider=self.provider, header=header)
 
@@ -150,7 +154,7 @@ def open_overrides(words: Sequence[str]) -> list[str]:
     return opened if is_sweep(words) else [_quoted(word) for word in opened]
 
 
-_TEXT_KEY = re.compile(r"\+*(request\.(negative_)?prompt|output\.dir|artifacts\.[\w.]+\.path)")
+_TEXT_KEY = re.compile(r"\+*(request\.(negative_)?prompt|output\.dir|cache\.folder|artifacts\.[\w.]+\.path)")
 _QUOTED = re.compile(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", re.DOTALL)
 
 

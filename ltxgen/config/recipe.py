@@ -24,6 +24,10 @@ from ltxgen.config.schema import (
     parse,
 )
 
+Sha256 = Annotated[
+    str, Check("must be 64 hexadecimal digits", lambda text: re.fullmatch("[0-9a-f]{64}", text) is not None)
+]
+
 
 def _frame_count(value: int) -> bool:
     return value >= 1 and value % 8 == 1
@@ -80,6 +84,10 @@ Modality = Literal["video", "audio"]
 Size = Annotated[PositiveInt, Null(0)]
 
 
+GIVEN = ("images", "references", "reference_mask", "audio", "source", "span", "regenerate")
+"""What a request may start from: fields that are refused where no stage takes them, rather than ignored."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What is asked for. Sizes in pixels, `fps` exact; a `negative_prompt` of null means the default one.
@@ -120,10 +128,15 @@ class Model:
 
 @dataclass(frozen=True)
 class ArtifactChoice:
-    """Where one file may come from: a path, or `owner/repository[/file][@revision]` in order, newest first."""
+    """Where one file may come from: a path, or `owner/repository[/file][@revision]` in order, newest first.
+
+    With a `sha256` only that very file (or folder) will do, wherever it is; `file` is its name then.
+    """
 
     path: str | None = None
     candidates: tuple[str, ...] = ()
+    file: str | None = None
+    sha256: Sha256 | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +182,18 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """Outputs of stages, stored by content: whether a run reads what is there and adds its own (`auto`: both).
+
+    In `folder`, by default `stages` in ltxgen's cache folder; over `max_gib` the least recently used are dropped.
+    """
+
+    mode: Literal["auto", "read", "write", "off"] = "auto"
+    max_gib: NonNegativeFloat = 20.0
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
 class Memory:
     """Which of the model's weights are on the device when.
 
@@ -199,6 +224,7 @@ class Recipe:
     precision: Annotated[Any, Kind("precision")]
     parallel: Annotated[Any, Kind("parallel")]
     hardware: Hardware
+    cache: Cache = Cache()
     stages: dict[str, Annotated[Any, Kind("stage")]] = field(default_factory=dict)
 
 

@@ -71,7 +71,8 @@ class LatentState:
     @property
     def result(self) -> Tensor:
         """The grid's tokens at the end; of a modality that isn't generated those it came as, to the bit."""
-        return (self.clean if self.role != "generated" else self.latents)[:, : self.num_generated]
+        own = self.without_appended()
+        return own.latents if self.role == "generated" else own.clean
 
 
 @dataclass(frozen=True)

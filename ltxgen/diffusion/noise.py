@@ -48,11 +48,16 @@ class NoiseSource:
     ) -> NoiseSource:
         """The source that goes on where `state` was taken."""
         source = cls(0, device=device, dtype=dtype, draw_on=state.draw_on)
-        source._generator.set_state(state.generator)
+        source.restore(state)
         return source
 
     def state(self) -> NoiseState:
         return NoiseState(self.draw_on, self._generator.get_state())
+
+    def restore(self, state: NoiseState) -> None:
+        """Go on where `state` was taken."""
+        assert state.draw_on == self.draw_on, "a state fits sources that draw on the same device"
+        self._generator.set_state(state.generator)
 
     def draw(self, shape: Sequence[int]) -> Tensor:
         """The next draw."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -36,6 +38,34 @@ def whole_file(path: Path, partial: Path | None = None) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename == str(partial):
             raise OSError(error.errno, error.strerror, str(path)) from error  # the name that the user knows
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether this process alone has the lock file `path` while the block runs; it does not wait.
+
+    The system gives up the lock of a process that ends in any way. Raises OSError where `path` can't be written.
+    """
+    while True:
+        with open(path, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+                yield False
+                return
+            if not _is_at(lock.fileno(), path):
+                continue  # its last owner has deleted it, and by now there may be another
+            yield True
+            return
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def check_writable(folder: Path) -> str | None:

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 
 from ltxgen.config.errors import Problem
-from ltxgen.stage.protocol import PartRequest, RunContext, Stage, StepProgress, Stream
+from ltxgen.stage.protocol import PartRequest, RunContext, Stage, StepProgress, Steps, Stream
 
 
 class PartSource(Protocol):
@@ -46,15 +46,33 @@ class Display(Protocol):
     """A view of the run: one entry a stage."""
 
     def stage(self, name: str, memory: Any) -> AbstractContextManager[StepProgress]: ...
+    def reused(self, name: str, why: str) -> None: ...
+
+
+class Outputs(Protocol):
+    """What stages made in earlier runs, and a place for what they make in this one.
+
+    `reuse` is asked once, before anything loads: the stages that need not run, each with what gives the values that
+    others want of it. `keep` is given what a stage wrote; `steps` is where it keeps how far it is meanwhile.
+    """
+
+    @property
+    def keys(self) -> Mapping[str, str]: ...
+    def reuse(self, stages: Mapping[str, Stage]) -> Mapping[str, Callable[[], Mapping[str, Any]]]: ...
+    def keep(self, name: str, stage: Stage, written: Mapping[str, Any]) -> None: ...
+    def steps(self, name: str) -> Steps | None: ...
 
 
 @dataclass
 class StageRecord:
     """What a stage took: its own seconds (a stream's pieces count where they are made), loading apart, peak memory.
 
-    `details` is what it says of itself before it runs and what it reports from then on.
+    `details` is what it says of itself before it runs and what it reports from then on. `source` says whether it ran,
+    `key` what its output is stored under.
     """
 
+    source: Literal["run", "cache"] = "run"
+    key: str | None = None
     seconds: float = 0.0
     load_seconds: float = 0.0
     peak_bytes: int = 0
@@ -101,17 +119,27 @@ class StageExecutor:
         state: dict[str, Any],
         folder: Path,
         record: Callable[[str, torch.Tensor], None] | None = None,
+        outputs: Outputs | None = None,
     ) -> dict[str, Any]:
         """Run `stages` in order on `state`; returns the values that no stage has taken.
 
-        Stages write files into `folder`, and hand intermediate results to `record` if it is given.
+        Stages write files into `folder`, and hand intermediate results to `record` if it is given. Those whose values
+        are among `outputs` don't run, and what they alone need is not built.
         """
-        self.records = {name: StageRecord() for name in stages}
+        keys = {} if outputs is None else outputs.keys
+        reused = {} if outputs is None else outputs.reuse(stages)
+        self.records = {name: StageRecord("cache" if name in reused else "run", keys.get(name)) for name in stages}
         ordered = list(stages.items())
         try:
             for position, (name, stage) in enumerate(ordered):
-                rest = [later for _, later in ordered[position + 1 :]]
-                self._run_stage(name, stage, rest, state, RunContextMaker(folder, record))
+                rest = [later for other, later in ordered[position + 1 :] if other not in reused]
+                if name in reused:
+                    self._reuse(name, stage, state, reused[name])
+                else:
+                    steps = None if outputs is None else outputs.steps(name)
+                    self._run_stage(name, stage, rest, state, RunContextMaker(folder, record, steps))
+                    if outputs is not None:
+                        outputs.keep(name, stage, {key: state[key] for key in stage.writes})
                 self._drop_values(stage, rest, state)
                 self._free(keeping=self._needed(rest))
                 self._set_aside(rest)
@@ -119,6 +147,14 @@ class StageExecutor:
             self._held.clear()
             self._free(keeping=set())
         return state
+
+    def _reuse(self, name: str, stage: Stage, state: dict[str, Any], values: Callable[[], Mapping[str, Any]]) -> None:
+        entry = self.records[name]
+        started = time.perf_counter()
+        state.update(values())
+        entry.details = dict(stage.describe())
+        entry.seconds = time.perf_counter() - started
+        self._display.reused(name, "from the cache")
 
     def _run_stage(
         self, name: str, stage: Stage, rest: Sequence[Stage], state: dict[str, Any], make_context: RunContextMaker
@@ -203,6 +239,7 @@ class RunContextMaker:
 
     folder: Path
     record: Callable[[str, torch.Tensor], None] | None
+    steps: Steps | None = None
 
     def __call__(self, progress: StepProgress, entry: StageRecord) -> RunContext:
         def report(name: str, fact: Any) -> None:
@@ -210,4 +247,4 @@ class RunContextMaker:
                 entry.details[name] = fact
 
         record = self.record or (lambda name, tensor: None)
-        return RunContext(self.folder, progress, record, report, records=self.record is not None)
+        return RunContext(self.folder, progress, record, report, self.record is not None, self.steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,31 +16,33 @@ from ltxgen.config.recipe import Recipe, parse_recipe
 from ltxgen.parallel.ending import discarded_unless_done, exit_on_signals, is_rank, world_size
 from ltxgen.parallel.launch import agree, check_world_size, freeze, launch, thaw
 from ltxgen.recipe.plan import Plan, make_plan
-from ltxgen.recipe.run import NO_FOLDER, run_into, run_plan, whole_folder
+from ltxgen.recipe.resume import interrupted
+from ltxgen.recipe.run import NO_FOLDER, output_folder, run_into, run_plan
 from ltxgen.runtime.displays import create_progress
 from ltxgen.runtime.progress import Progress
 from ltxgen.runtime.ranks import ONE_PROCESS, Ranks, start_ranks
 
 
-def run_config(config: Mapping[str, Any], words: tuple[str, ...] = ()) -> Path | None:
+def run_config(config: Mapping[str, Any], words: tuple[str, ...] = (), *, continues: bool = False) -> Path | None:
     """Run the recipe; returns the output folder, or None on a rank that has none.
 
-    `words` are flags for the ranks that this process starts.
+    `words` are flags for the ranks that this process starts. With `continues`, an interrupted run into the same folder
+    goes on.
     """
     recipe = parse_recipe(config)
     if is_rank():
         check_world_size(recipe.parallel.num_processes, world_size())
-        return _run_among(start_ranks(), config)
+        return _run_among(start_ranks(), config, continues)
     if (recipe.parallel.num_processes or 1) > 1:
-        return _launch(recipe, config, words)
-    return _run_among(ONE_PROCESS, config)
+        return _launch(recipe, config, words, continues)
+    return _run_among(ONE_PROCESS, config, continues)
 
 
-def _run_among(ranks: Ranks, config: Mapping[str, Any]) -> Path | None:
+def _run_among(ranks: Ranks, config: Mapping[str, Any], continues: bool) -> Path | None:
     """Run as one of ranks that each composed `config`."""
     agreed = agree(config, ranks.world_size, ranks.gather) if ranks.world_size > 1 else config
     with _progress(ranks) as progress:
-        folder = run_plan(_plan(agreed, ranks, progress), agreed, progress, ranks)
+        folder = run_plan(_plan(agreed, ranks, progress), agreed, progress, ranks, continues=continues)
     return folder if ranks.is_main else None
 
 
@@ -55,20 +58,21 @@ def run_as_rank(frozen: Path, sha256: str, folder: Path) -> None:
         run_into(folder if ranks.is_main else NO_FOLDER, plan, agreed, progress, ranks)
 
 
-def _launch(recipe: Recipe, config: Mapping[str, Any], words: tuple[str, ...]) -> Path | None:
+def _launch(recipe: Recipe, config: Mapping[str, Any], words: tuple[str, ...], continues: bool) -> Path | None:
     """Refuse what can be refused, then start the ranks. The output folder is made and completed here, by the process
     that outlives them all."""
     with create_progress() as progress:
         make_plan(recipe, progress.note).require()
     output = Path(recipe.output.dir).expanduser().absolute()
+    config = {**config, "output": {**config["output"], "dir": str(output)}}
     is_main = recipe.parallel.machine_rank == 0
     with (
         exit_on_signals(),
         tempfile.TemporaryDirectory(prefix="ltxgen-") as scratch,
-        whole_folder(output) if is_main else nullcontext(NO_FOLDER) as folder,
+        output_folder(output, config, _told, continues) if is_main else nullcontext(NO_FOLDER) as folder,
     ):
         frozen, logs = Path(scratch) / "config.json", Path(scratch) / "logs"
-        sha256 = freeze({**config, "output": {**config["output"], "dir": str(output)}}, frozen)
+        sha256 = freeze(config, frozen)
         launch(recipe.parallel, ["rank", str(frozen), sha256, str(folder), *words], logs)
     return output if is_main else None
 
@@ -82,5 +86,26 @@ def _plan(config: Mapping[str, Any], ranks: Ranks, progress: Progress) -> Plan:
     return plan
 
 
+def _told(note: str) -> None:
+    """Before the ranks speak."""
+    with create_progress() as progress:
+        progress.note(note)
+
+
 def _progress(ranks: Ranks) -> Progress:
     return create_progress("auto" if ranks.is_main else "quiet")
+
+
+def resume(folder: Path, words: tuple[str, ...] = ()) -> Path | None:
+    """Go on with the interrupted run into `folder`; returns it once it is whole, which it may be already.
+
+    Raises Refusal where there is no run to go on with, or one is still going on.
+    """
+    output = folder.expanduser().absolute()
+    left = interrupted(output)
+    if left is None:
+        return output
+    if left.started_in.is_dir():
+        os.chdir(left.started_in)  # where the config's relative paths start
+    config = {**left.config, "output": {**left.config["output"], "dir": str(output)}}
+    return run_config(config, words, continues=True)

@@ -1,37 +1,16 @@
-"""What a run leaves beside its video: the recipe that runs again and a manifest of how it went."""
+"""What a run leaves beside its video: a manifest of how it went. `lock` writes the recipe that runs again."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.recipe.executor import StageRecord
 from ltxgen.recipe.plan import Plan
 from ltxgen.runtime.environment import versions
-
-
-def write_recipe(composed: Mapping[str, Any], path: Path) -> None:
-    """The composed config, complete: `ltxgen +recipe=PATH` runs it again."""
-    kept = _literal({key: value for key, value in composed.items() if key != "hydra"})
-    # A rerun gets a folder of its own; the rest is what this run was.
-    kept = {**kept, "output": {**kept["output"], "dir": "outputs/${name}/${now:%Y-%m-%d_%H-%M-%S}"}}
-    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(f"# @package _global_\n# ltxgen +recipe=PATH/recipe.yaml\n{text}", encoding="utf-8")
-
-
-def _literal(value: Any) -> Any:
-    """Texts such that `${` in them is read as it stands: they were resolved already."""
-    if isinstance(value, Mapping):
-        return {key: _literal(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_literal(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: float, path: Path) -> None:
@@ -60,6 +39,8 @@ def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: floa
         "stages": {
             name: {
                 **record.details,
+                "from": record.source,
+                "key": record.key,
                 "seconds": round(record.seconds, 3),
                 "load_seconds": round(record.load_seconds, 3),
                 "peak_bytes": record.peak_bytes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.attention.choice import AttentionPlan, Side, choose, role_specs
 from ltxgen.attention.protocol import DeviceFacts
 from ltxgen.config.errors import Problem, Refusal, did_you_mean
-from ltxgen.config.recipe import ArtifactChoice, Recipe
+from ltxgen.config.recipe import GIVEN, ArtifactChoice, Recipe
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
 from ltxgen.media.files import check_free_space, check_writable
@@ -42,14 +41,15 @@ from ltxgen.recipe.precision import precision_notes, precision_problems
 from ltxgen.recipe.sizes import with_source_sizes
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import OPTIONAL_FIELDS, Setting, Stage
+from ltxgen.stage.protocol import Setting, Stage, request_fields, setting_for
 
 
 @dataclass(frozen=True)
 class Plan:
     """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
-    the backend of each role and why not another, `weights` what of them each rank holds where they are sharded,
-    `compiles` whether the transformer's blocks run compiled, `memory` which of them are on the device when.
+    the backend of each role and why not another, `backends` its name and that of the one for calls with a mask,
+    `weights` what of them each rank holds where they are sharded, `compiles` whether the transformer's blocks run
+    compiled, `memory` which of them are on the device when.
 
     `problems` keep it from running anywhere, `here` from running on this machine.
     """
@@ -71,6 +71,7 @@ class Plan:
     compiles: bool
     memory: MemoryPlan | None
     here: Sequence[Problem]
+    backends: Mapping[str, tuple[str, str]]
 
     def require(self) -> Plan:
         """This plan if it can run here; Refusal with everything that is wrong with it if not."""
@@ -92,7 +93,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     numerics = Numerics.named(recipe.runtime.numerics)
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = _built(recipe, setting)
-    problems += _unused_problems(recipe, stages)
+    problems += _unused_problems(recipe)
     problems += launch_problems(recipe.parallel)
     here = gpu_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
     sizes = _size_problems(recipe, stages)
@@ -151,11 +152,12 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
         compiles,
         memory,
         here,
+        {choice.role: (choice.kind, choice.masked) for choice in attention.choices},
     )
 
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
-    return {name: config.build(name, setting) for name, config in recipe.stages.items()}
+    return {name: config.build(name, setting_for(config, setting)) for name, config in recipe.stages.items()}
 
 
 def _inferred(stages: Mapping[str, Stage]) -> list[Problem]:
@@ -248,6 +250,8 @@ def _spec(recipe: Recipe, name: str) -> ArtifactSpec:
         gated=bool(published and published.gated),
         others=published.others if published else (),
         architecture=recipe.artifacts.architecture,
+        file=choice.file,
+        sha256=choice.sha256,
     )
 
 
@@ -276,12 +280,13 @@ def _graphed_tokens(rule: str, device: torch.device, parallel: ParallelPlan | No
     return 0
 
 
-def _unused_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:
-    """What the request gives and no stage takes."""
-    taken = {field for stage in stages.values() for field in stage.request_fields}
-    given = {field: operator.attrgetter(field)(recipe.request) for field in OPTIONAL_FIELDS if field not in taken}
+def _unused_problems(recipe: Recipe) -> list[Problem]:
+    """What the request gives to start from and no stage can see."""
+    seen = {name for config in recipe.stages.values() for name in request_fields(config)}
+    given = {name: getattr(recipe.request, name) for name in GIVEN if name not in seen}
+    files = {name: getattr(value, "path", value) for name, value in given.items()}
     message = "no stage of this recipe takes it; leave it out, or choose a recipe that does (`ltxgen ls recipe`)"
-    return [Problem(f"request.{field}", value, message) for field, value in given.items() if value]
+    return [Problem(f"request.{name}", value, message) for name, value in files.items() if value]
 
 
 def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:

@@ -20,13 +20,18 @@ from ltxgen.artifacts.components import artifact_of
 from ltxgen.artifacts.load import ReadTensor, tensor_reader
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.config.errors import Problem
+from ltxgen.config.inputs import INPUTS
 from ltxgen.diffusion.noise import NoiseSource
+from ltxgen.media.files import locked
 from ltxgen.memory.placement import StreamedWeights
 from ltxgen.parallel.ending import discarded_unless_done
+from ltxgen.recipe.cache import open_cache
 from ltxgen.recipe.executor import StageExecutor
-from ltxgen.recipe.manifest import write_manifest, write_recipe
+from ltxgen.recipe.lock import write_recipe
+from ltxgen.recipe.manifest import write_manifest
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
+from ltxgen.recipe.resume import own_stages, resumable
 from ltxgen.runtime.environment import set_threads, use_full_float32
 from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.runtime.progress import Progress
@@ -35,22 +40,38 @@ from ltxgen.stage.denoise import NOISE
 from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream
 
 TENSORS = "tensors.safetensors"
-RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", "sound.wav", TENSORS, "recipe.yaml", "manifest.json"})
-
+MANIFEST = "manifest.json"
+RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", "sound.wav", TENSORS, "recipe.yaml", INPUTS, MANIFEST})
+PARTIAL, LOCK = ".partial-", ".lock"  # the hidden folder of a run, and the file in it that a living run has locked
+STARTING_SECONDS = 60.0  # by then a new hidden folder has its lock
 
 # The folder of ranks that write nothing: a stage that tries to fails at once, on any machine.
 NO_FOLDER = Path(os.devnull)
 
 
-def run_plan(plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS) -> Path:
+def run_plan(
+    plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS, *, continues: bool = False
+) -> Path:
     """Run all stages; returns the output folder, which then holds everything, or after an error nothing new.
 
     `composed` is the config that the plan was made from; it becomes recipe.yaml. Of several ranks the first writes.
+    With `continues`, an interrupted run into the same folder goes on.
     """
     output = Path(plan.recipe.output.dir).expanduser()
-    with whole_folder(output) if ranks.is_main else nullcontext(NO_FOLDER) as folder:
+    with (
+        output_folder(output, composed, progress.note, continues) if ranks.is_main else nullcontext(NO_FOLDER) as folder
+    ):
         run_into(folder, plan, composed, progress, ranks)
     return output
+
+
+@contextmanager
+def output_folder(
+    output: Path, composed: Mapping[str, Any], note: Callable[[str], None], continues: bool = False
+) -> Iterator[Path]:
+    """As `whole_folder`, for a run of `composed` that can be resumed after an interruption."""
+    with resumable(output, composed, note, continues=continues), whole_folder(output) as folder:
+        yield folder
 
 
 def run_into(
@@ -72,16 +93,18 @@ def run_into(
     executor = StageExecutor(parts_of(plan, progress.note), progress, functools.partial(MemoryMeter, plan.device), keep)
     stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
     progress.plan(list(stages))
+    state = {NOISE: noise}
     with torch.inference_mode():
-        executor.run(stages, {NOISE: noise}, folder, record if recipe.output.tensors else None)
+        outputs = open_cache(plan, state, ranks, progress.note, own_stages(Path(recipe.output.dir)))
+        executor.run(stages, state, folder, record if recipe.output.tensors else None, outputs)
     if not ranks.is_main:
         return
     if recipe.output.tensors:
         save_file(tensors, folder / TENSORS)
-    write_recipe(composed, folder / "recipe.yaml")
+    write_recipe(composed, plan.artifacts, folder / "recipe.yaml")
     if recipe.output.tensors:
         shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
-    write_manifest(plan, executor.records, time.perf_counter() - started, folder / "manifest.json")
+    write_manifest(plan, executor.records, time.perf_counter() - started, folder / MANIFEST)
 
 
 def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
@@ -120,7 +143,6 @@ class Drop:
     parts: Sequence[PartRequest] = ()
     size_multiple = 1
     num_passes = 0
-    request_fields: Sequence[str] = ()
     makes_stream = False
     work = None
 
@@ -147,7 +169,8 @@ class Drop:
 def whole_folder(output: Path) -> Iterator[Path]:
     """A hidden folder whose files are moved into `output` when the block ends, and deleted when it raises.
 
-    `output` then holds one run: files of an earlier one that this one did not write are gone.
+    `output` then holds one run: files of an earlier one that this one did not write are gone, and so is what a killed
+    one left. The manifest is moved last: where it is, all is.
     """
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     hidden: Path | None = None
@@ -161,11 +184,32 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
     with discarded_unless_done(discard):
         output.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=".partial-", dir=output))
-        yield hidden
-        written = {file.name for file in hidden.iterdir()}
-        for name in RUN_FILES - written:
-            (output / name).unlink(missing_ok=True)  # an earlier run's, which would pass for this one's
-        for file in sorted(hidden.iterdir()):
-            file.replace(output / file.name)
-        hidden.rmdir()
+        hidden = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=output))
+        with locked(hidden / LOCK):
+            _discard_abandoned(output)
+            yield hidden
+            (output / MANIFEST).unlink(missing_ok=True)
+            written = {file.name for file in hidden.iterdir()} - {LOCK}
+            for name in RUN_FILES | written:  # an earlier run's, which would pass for this one's
+                _remove(output / name)
+            for name in sorted(written, key=lambda name: (name == MANIFEST, name)):
+                (hidden / name).replace(output / name)
+            shutil.rmtree(hidden)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _discard_abandoned(output: Path) -> None:
+    """Hidden folders of runs that were killed: nobody has their lock."""
+    for folder in output.glob(f"{PARTIAL}*"):
+        is_new = time.time() - folder.stat().st_mtime < STARTING_SECONDS
+        if not (folder / LOCK).exists() and is_new:
+            continue
+        with locked(folder / LOCK) as alone:
+            if alone:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -35,6 +35,14 @@ class Ranks:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def from_first(self, value: Any) -> Any:
+        """The first rank's `value` on every rank; a collective call for what can be pickled, tensors on the CPU too."""
+        if self.world_size == 1:
+            return value
+        values = [value if self.is_main else None]
+        torch.distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
 
 ONE_PROCESS = Ranks(rank=0, world_size=1, local_rank=0)  # without torch.distributed
 

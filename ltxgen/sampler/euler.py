@@ -15,7 +15,7 @@ from torch import Tensor
 from ltxgen.diffusion.latents import LatentState, blend_clean, to_velocity
 from ltxgen.diffusion.pair import Pair
 from ltxgen.registry import register
-from ltxgen.sampler.protocol import Denoise, OnStep
+from ltxgen.sampler.protocol import Denoise, Memory, OnStep
 
 
 @register("sampler", "euler")
@@ -34,9 +34,16 @@ class Euler:
         return num_steps
 
     def sample(
-        self, states: Pair[LatentState], sigmas: Tensor, denoise: Denoise, on_step: OnStep | None = None
+        self,
+        states: Pair[LatentState],
+        sigmas: Tensor,
+        denoise: Denoise,
+        on_step: OnStep | None = None,
+        *,
+        start: int = 0,
+        memory: Memory | None = None,
     ) -> Pair[LatentState]:
-        for step, (sigma, next_sigma) in enumerate(pairwise(sigmas.tolist())):
+        for step, (sigma, next_sigma) in enumerate(pairwise(sigmas.tolist()[start:]), start):
             x0 = denoise(states, sigma, step)
             states = states.map(partial(_advance, sigma=sigma, next_sigma=next_sigma), x0)
             if on_step is not None:

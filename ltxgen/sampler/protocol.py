@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -14,8 +14,15 @@ from ltxgen.diffusion.pair import Pair
 # evaluates twice in a step says which step index the second one counts as.
 Denoise = Callable[[Pair[LatentState], float, int], Pair[Tensor]]
 
-# (step, states after it), for progress and recording.
-OnStep = Callable[[int, Pair[LatentState]], None]
+Memory = Mapping[str, Tensor]
+
+
+class OnStep(Protocol):
+    """Told of each step when it is done."""
+
+    def __call__(self, step: int, states: Pair[LatentState], memory: Memory | None = None) -> None:
+        """`states` after step `step`, and what else the next step depends on (an earlier prediction, the state of a
+        generator of the sampler's own); None for a sampler whose steps depend on the states alone."""
 
 
 class Sampler(Protocol):
@@ -26,9 +33,20 @@ class Sampler(Protocol):
         ...
 
     def sample(
-        self, states: Pair[LatentState], sigmas: Tensor, denoise: Denoise, on_step: OnStep | None = None
+        self,
+        states: Pair[LatentState],
+        sigmas: Tensor,
+        denoise: Denoise,
+        on_step: OnStep | None = None,
+        *,
+        start: int = 0,
+        memory: Memory | None = None,
     ) -> Pair[LatentState]:
-        """The states at `sigmas[-1]`, which is 0; `sigmas` (steps + 1,) is fp32."""
+        """The states at `sigmas[-1]`, which is 0; `sigmas` (steps + 1,) is fp32.
+
+        A walk may go on after its first `start` steps: `states` and `memory` are then what `on_step` was told of step
+        `start - 1`, and the result is bit for bit that of the walk in one piece.
+        """
         ...
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -33,6 +33,8 @@ class ConditionImagesConfig:
     `crf` is that of pictures that don't say theirs.
     """
 
+    request_fields: ClassVar = ("images", "height", "width", "num_frames", "fps")
+
     crf: Crf
     scale: PositiveFraction = Fraction(1)
     keyframes: Literal["later", "all"] = "later"
@@ -45,7 +47,6 @@ class ConditionImagesConfig:
 class ConditionImages:
     """Writes `<name>.conditions`; without pictures nothing is in them and nothing is loaded."""
 
-    request_fields = ("images",)
     reads = ()
     num_passes = 0
     makes_stream = False

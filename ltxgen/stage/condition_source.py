@@ -22,11 +22,15 @@ Tokens = tuple[Condition, ...]
 @register("stage", "condition_source")
 @dataclass(frozen=True)
 class ConditionSourceConfig:
-    """What is kept of the clip that the stage `source` encoded: what lies outside `request.span`, or `all`, to which the
-    rest of the request's frames is added."""
+    """What is kept of the clip that the stage `source` encoded: what lies outside `request.span`, or `all` of it, which
+    the rest of the request's frames is added to."""
 
     source: str
     keep: Literal["outside_span", "all"]
+
+    @property
+    def request_fields(self) -> tuple[str, ...]:
+        return ("num_frames", "fps") if self.keep == "all" else ("num_frames", "fps", "span", "regenerate")
 
     def build(self, name: str, setting: Setting) -> ConditionSource:
         return ConditionSource(self, name, setting)
@@ -46,7 +50,6 @@ class ConditionSource:
         self.name = name
         self.request = setting.request
         self.device = setting.device
-        self.request_fields = ("span", "regenerate") if config.keep == "outside_span" else ()
         self.reads = (f"{config.source}.video", f"{config.source}.audio")
         self.writes = (f"{name}.conditions",)
 

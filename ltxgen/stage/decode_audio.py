@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ltxgen.config.errors import Problem
 from ltxgen.media.sound import Sound
@@ -21,6 +21,8 @@ ACTIVATION_COPIES = 6
 class DecodeAudioConfig:
     """`source` names the denoise stage whose sound is kept; null lets `runtime.numerics` choose (base or refine)."""
 
+    request_fields: ClassVar = ("num_frames", "fps")
+
     source: str | None = None
 
     def build(self, name: str, setting: Setting) -> DecodeAudio:
@@ -32,7 +34,6 @@ class DecodeAudio:
 
     size_multiple = 1
     num_passes = 0
-    request_fields = ()
     makes_stream = False
     work = None
 

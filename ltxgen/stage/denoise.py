@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import MISSING, Problem
-from ltxgen.config.schema import Check, Kind, PositiveFraction
+from ltxgen.config.schema import Check, Kind, PositiveFraction, PositiveInt
 from ltxgen.diffusion.conditions import joined, total_appended
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
@@ -28,6 +28,7 @@ from ltxgen.models.transformer.graphs import graphed
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import StageParallel
 from ltxgen.registry import register
+from ltxgen.stage.checkpoints import Checkpoints
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting
 
 Steps = Annotated[int, Check(f"must be at least {MIN_STEPS}", lambda steps: steps >= MIN_STEPS)]
@@ -44,8 +45,11 @@ class DenoiseConfig:
 
     `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
     from noise. `conditions` names what is known beforehand, in the order in which it applies. `modalities` may be sound
-    alone: the video half of the transformer is then not even loaded.
+    alone: the video half of the transformer is then not even loaded. Every `checkpoint_every` steps, if that is set, it
+    is kept how far the stage is: an interrupted run goes on from there.
     """
+
+    request_fields: ClassVar = ("height", "width", "num_frames", "fps")
 
     sampler: Annotated[Any, Kind("sampler")]
     guidance: Annotated[Any, Kind("guidance")]
@@ -58,6 +62,7 @@ class DenoiseConfig:
     audio: str | None = None
     conditions: tuple[str, ...] = ()
     modalities: Modalities = ("video", "audio")
+    checkpoint_every: PositiveInt | None = field(default=None, metadata={"changes_output": False})
 
     def build(self, name: str, setting: Setting) -> Denoise:
         return Denoise(self, name, setting)
@@ -67,7 +72,6 @@ class Denoise:
     """Writes `<name>.video` (1,C,F,H,W) and `<name>.audio` (1,C,T,M), normalised latents; the latter alone for sound
     alone."""
 
-    request_fields = ()
     makes_stream = False
 
     def __init__(self, config: DenoiseConfig, name: str, setting: Setting) -> None:
@@ -179,13 +183,31 @@ class Denoise:
         parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type)
         denoiser = Denoiser(self, parallel, parts[self.transformer], state[self.config.context], states, context)
         context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
-        states = self.sampler.sample(states, sigmas, denoiser)
-        latents = self.grids.map(lambda grid, state: grid.unpatchify(state.result), states)
+        final: Any = self._sample(states, sigmas, denoiser, state[NOISE], context)
+        latents = self.grids.map(lambda grid, state: grid.unpatchify(state.result), final)
         written = {f"{self.name}.{modality}": value for modality, value in vars(latents).items() if value is not None}
         for name, value in written.items():
             context.record(name.replace(".", ".final."), value)
         context.report("communication", parallel.communication)
         return {NOISE: state[NOISE], **written}
+
+    def _sample(
+        self,
+        states: Pair[LatentState],
+        sigmas: Tensor,
+        denoiser: Denoiser,
+        noise: NoiseSource,
+        context: RunContext,
+    ) -> Pair[LatentState]:
+        every, num_steps = self.config.checkpoint_every, len(sigmas) - 1
+        if every is None or context.steps is None:
+            return self.sampler.sample(states, sigmas, denoiser)
+        checkpoints = Checkpoints(every, context.steps, num_steps, denoiser, noise)
+        states, resumed = checkpoints.resume(states)
+        if resumed:
+            context.report("resumed after step", resumed["start"])
+            context.progress.advance(self.sampler.num_evaluations(resumed["start"]))
+        return self.sampler.sample(states, sigmas, denoiser, checkpoints, **resumed)
 
     def _initial_states(self, state: Mapping[str, Any], sigma: float, context: RunContext) -> Pair[LatentState]:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,19 +28,20 @@ ACTIVATION_COPIES = 5
 class EncodeAudioConfig:
     """Nothing to choose: `request.audio` says which sound."""
 
+    request_fields: ClassVar = ("audio", "num_frames", "fps")
+
     def build(self, name: str, setting: Setting) -> EncodeAudio:
         return EncodeAudio(name, setting)
 
 
 class EncodeAudio:
-    """Writes `<name>.waveform`, the given sound itself, and `<name>.conditions`, its latents as what isn't generated."""
+    """Writes `<name>.waveform`, the sound itself, and `<name>.conditions`: its latents, which aren't generated."""
 
     reads = ()
     size_multiple = 1
     num_passes = 0
     makes_stream = False
     work = None
-    request_fields = ("audio.path",)
 
     def __init__(self, name: str, setting: Setting) -> None:
         self.setting = setting
@@ -89,7 +91,7 @@ class EncodeAudio:
         request = self.setting.request
         seconds = self.given.duration_seconds or float(request.num_frames / request.fps)
         assert self.given.path is not None, "infer refuses a request without a sound"
-        sound = read_sound(self.given.path, self.given.start_seconds, seconds)
+        sound = read_sound(Path(self.given.path).expanduser(), self.given.start_seconds, seconds)
         if sound is None:
             raise BadMedia("has no sound; give a file with sound")
         return sound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ltxgen.config.errors import Problem
 from ltxgen.diffusion.context import Context, Contexts
@@ -22,6 +22,7 @@ class EncodePromptConfig:
     """`negative: false` leaves the negative prompt out, for recipes without guidance; `video: false` what only video
     reads of a prompt, for recipes of sound alone."""
 
+    request_fields: ClassVar = ("prompt", "negative_prompt", "default_negative_prompt")
     negative: bool = True
     video: bool = True
 
@@ -35,7 +36,6 @@ class EncodePrompt:
     reads = ()
     size_multiple = 1
     num_passes = 0
-    request_fields = ()
     makes_stream = False
     work = None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -15,9 +16,6 @@ from ltxgen.config.recipe import Request
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import ParallelPlan
-
-OPTIONAL_FIELDS = ("images", "references", "reference_mask.path", "audio.path", "source.path", "span", "regenerate")
-"""Fields of the request that are refused where no stage takes them, rather than ignored."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,40 @@ class Setting:
     graphed_tokens: int = 0
 
 
+def request_fields(config: Any) -> tuple[str, ...]:
+    """The fields of the request that a stage of this config can see: its class's `request_fields`, or all but the seed,
+    which stages know as the run's noise. They are part of what its output is stored under."""
+    every = tuple(field.name for field in dataclasses.fields(Request) if field.name != "seed")
+    return getattr(config, "request_fields", every)
+
+
+class SeenRequest:
+    """A request of which only some fields can be read: what a stage can't see can't change its output unnoticed."""
+
+    def __init__(self, request: Request, fields: Sequence[str]) -> None:
+        self._seen = {name: getattr(request, name) for name in fields}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_seen" or name not in self._seen:
+            raise AttributeError(f"this stage can't see request.{name}: name it in its config's request_fields")
+        return self._seen[name]
+
+
+def setting_for(config: Any, setting: Setting) -> Setting:
+    """`setting` as the stage of this config may see it."""
+    return dataclasses.replace(setting, request=cast(Request, SeenRequest(setting.request, request_fields(config))))
+
+
+class Steps(Protocol):
+    """Where a stage keeps how far it is, so that an interrupted run goes on from there and not from its start."""
+
+    def load(self) -> Any:
+        """What was saved last for the very same work; None for nothing. The same on all ranks."""
+
+    def save(self, value: Any) -> None:
+        """Keep `value`, of tensors, numbers and dataclasses of them, instead of what was saved before."""
+
+
 class StepProgress(Protocol):
     """Where a stage tells how far it is."""
 
@@ -64,7 +96,8 @@ class RunContext:
 
     `folder` is where files are written (moved to the output folder as a whole at the end); `record(name, tensor)` keeps
     an intermediate result if the run asked for them (`output.tensors=true`; `records` says so). `report(name, fact)`
-    adds what the stage measured to its entry in the manifest; what is empty is left out.
+    adds what the stage measured to its entry in the manifest; what is empty is left out. `steps` is None where nothing
+    can be kept.
     """
 
     folder: Path
@@ -72,6 +105,7 @@ class RunContext:
     record: Callable[[str, torch.Tensor], None]
     report: Callable[[str, Any], None]
     records: bool = False
+    steps: Steps | None = None
 
 
 class Stream(Iterator[Any]):
@@ -96,7 +130,6 @@ class Stage(Protocol):
     writes: Sequence[str]
     parts: Sequence[PartRequest]
     size_multiple: int  # what the request's height and width must be multiples of
-    request_fields: Sequence[str]  # what it takes of the request that only some recipes do: see `OPTIONAL_FIELDS`
     num_passes: int  # of the transformer in a step, at most; 0 for a stage without steps
     makes_stream: bool  # what it writes is a Stream
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import Problem
@@ -22,6 +22,8 @@ ACTIVATION_COPIES = 5
 class UpsampleConfig:
     """Which upscaler enlarges which video latent."""
 
+    request_fields: ClassVar = ()
+
     video: str
     upscaler: Literal["spatial_upscaler", "temporal_upscaler"] = "spatial_upscaler"
 
@@ -34,7 +36,6 @@ class Upsample:
 
     size_multiple = 1
     num_passes = 0
-    request_fields = ()
     makes_stream = False
     work = None
 

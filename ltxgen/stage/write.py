@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ Preset = Literal[
 class WriteConfig:
     """H.264 by libx264 (`crf` from 0, lossless, to 51) and AAC."""
 
+    request_fields: ClassVar = ("num_frames", "fps")
+
     frames: str
     waveform: str
     crf: Annotated[int, Check("must be between 0 (lossless) and 51", lambda crf: 0 <= crf <= 51)] = 19
@@ -42,7 +44,6 @@ class Write:
     writes = ()
     size_multiple = 1
     num_passes = 0
-    request_fields = ()
     makes_stream = False
     work = None
     parts: tuple[PartRequest, ...] = ()

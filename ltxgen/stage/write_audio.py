@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ltxgen.config.errors import Problem
 from ltxgen.media.sound import write_wav
@@ -19,6 +19,8 @@ FILE = "sound.wav"
 class WriteAudioConfig:
     """Which sound is written, in 16 bits."""
 
+    request_fields: ClassVar = ()
+
     waveform: str
 
     def build(self, name: str, setting: Setting) -> WriteAudio:
@@ -31,7 +33,6 @@ class WriteAudio:
     writes = ()
     size_multiple = 1
     num_passes = 0
-    request_fields = ()
     makes_stream = False
     work = None
     parts: tuple[PartRequest, ...] = ()

@@ -20,7 +20,7 @@ from ltxgen.artifacts import load, lora
 from ltxgen.artifacts.source import FileSource
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.recipe import parts as parts_module
-from ltxgen.recipe.manifest import write_recipe
+from ltxgen.recipe.lock import write_recipe
 from ltxgen.recipe.run import whole_folder
 from ltxgen.stage.decode_audio import DecodeAudioConfig
 from ltxgen.stage.upsample import Upsample
@@ -142,7 +142,7 @@ def test_a_recipe_keeps_text_that_looks_like_an_interpolation(tmp_path: Path):
 
     config = compose.compose_config(["+recipe=ltx23_two_stage", r"request.prompt='costs \${5} or \\\${six}'"])
     assert config["request"]["prompt"] == "costs ${5} or \\${six}"
-    write_recipe(config, tmp_path / "recipe.yaml")
+    write_recipe(config, {}, tmp_path / "recipe.yaml")
     words = compose.name_recipe_paths([f"+recipe={tmp_path / 'recipe.yaml'}"])
     assert compose.compose_config(words)["request"]["prompt"] == config["request"]["prompt"]
 

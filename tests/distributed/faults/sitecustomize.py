@@ -29,7 +29,6 @@ class Fault:
     writes = ("fault",)
     parts = ()
     size_multiple = 1
-    request_fields = ()
     num_passes = 0
     work = None
 

@@ -1,0 +1,93 @@
+"""The locked recipe: a composed config with nothing of this machine in it, and every file named by its content.
+
+`ltxgen +recipe=PATH_TO/recipe.yaml` runs it anywhere. Files of the model are pinned by repository, revision, name and
+sha256; files of the request (pictures, sounds, clips) lie beside the recipe, in the folder `inputs`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.config.inputs import INPUTS, with_paths
+from ltxgen.config.recipe import ArtifactChoice
+
+_DEFAULT_FOLDERS = ["./models"]
+
+
+def write_recipe(composed: Mapping[str, Any], artifacts: Mapping[str, ResolvedArtifact], path: Path) -> None:
+    """Write the locked recipe, with copies of the request's files beside it."""
+    kept = {key: value for key, value in composed.items() if key != "hydra"}
+    # A rerun gets a folder of its own; the rest is what this run was.
+    locked = {
+        **_literal(kept),
+        "request": _literal(with_paths(kept["request"], _copier(path.parent))),
+        "artifacts": _literal(_pinned(kept["artifacts"], artifacts)),
+        "output": {**_literal(kept["output"]), "dir": "outputs/${name}/${now:%Y-%m-%d_%H-%M-%S}"},
+    }
+    if "cache" in kept:
+        locked["cache"] = {**kept["cache"], "folder": None}  # of this machine
+    text = yaml.safe_dump(locked, sort_keys=False, allow_unicode=True, width=120)
+    path.write_text(f"# @package _global_\n# ltxgen +recipe=PATH/{path.name}\n{text}", encoding="utf-8")
+
+
+def _pinned(choices: Mapping[str, Any], artifacts: Mapping[str, ResolvedArtifact]) -> dict[str, Any]:
+    """The group `artifacts` with each file that was found pinned, and paths of files that weren't needed left out."""
+
+    def pin(name: str, choice: Any) -> Any:
+        if not _is_choice(choice):
+            return choice
+        found = artifacts.get(name)
+        if (
+            found is None
+            or found.path is None
+            or (choices.get("source", "files") != "files" and not choice.get("path"))
+        ):
+            return {**choice, "path": None}
+        candidates = []
+        if found.repo is not None:
+            label = f"{found.repo}/{found.file}" if found.file else found.repo
+            candidates = [f"{label}@{found.revision}" if found.revision else label]
+        file = found.file or found.path.name
+        return {"path": None, "candidates": candidates, "file": file, "sha256": found.sha256}
+
+    loras = {name: pin(f"loras.{name}", choice) for name, choice in choices.get("loras", {}).items()}
+    pinned = {name: pin(name, choice) for name, choice in choices.items() if name != "loras"}
+    return {**pinned, "folders": _DEFAULT_FOLDERS, "loras": loras}
+
+
+def _is_choice(value: Any) -> bool:
+    known = set(ArtifactChoice.__dataclass_fields__)
+    return isinstance(value, Mapping) and bool(value) and set(value) <= known
+
+
+def _copier(folder: Path) -> Callable[[str], str]:
+    """Copies a file into `folder`/inputs, under a name of its own; returns its path from `folder`."""
+    copies: dict[Path, str] = {}
+
+    def copy(name: str) -> str:
+        source = Path(name).expanduser().resolve()
+        if source not in copies:
+            taken = {Path(each).name for each in copies.values()}
+            own = source.name if source.name not in taken else f"{len(copies)}_{source.name}"
+            (folder / INPUTS).mkdir(exist_ok=True)
+            shutil.copyfile(source, folder / INPUTS / own)
+            copies[source] = f"{INPUTS}/{own}"
+        return copies[source]
+
+    return copy
+
+
+def _literal(value: Any) -> Any:
+    """Texts such that `${` in them is read as it stands: they were resolved already."""
+    if isinstance(value, Mapping):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

@@ -1,0 +1,103 @@
+"""What a run leaves so that it can go on after it was interrupted: its config and, where the cache doesn't have them,
+the outputs of its finished stages. It lies in ltxgen's cache folder, under the output folder's name, until the run is
+done: what is half made never stands where results do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltxgen.artifacts.cache_folder import cache_folder
+from ltxgen.config.errors import Problem, Refusal
+from ltxgen.media.files import locked, whole_file
+
+RUNS = "runs"
+CONFIG, LOCK, STAGES = "config.json", "lock", "stages"
+# Runs that were interrupted this long ago and not continued are forgotten.
+KEPT_SECONDS = 30 * 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A run that did not end: its composed config, and the folder that its relative paths start from."""
+
+    config: dict[str, Any]
+    started_in: Path
+
+
+def run_state(output: Path) -> Path:
+    """The folder of what is kept of a run into `output`."""
+    place = output.expanduser().absolute()
+    return cache_folder() / RUNS / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:16]}"
+
+
+def own_stages(output: Path) -> Path | None:
+    """Where the run into `output` keeps outputs of its own; None for a run that can't be continued."""
+    state = run_state(output)
+    return state / STAGES if (state / CONFIG).exists() else None
+
+
+@contextlib.contextmanager
+def resumable(
+    output: Path, composed: Mapping[str, Any], note: Callable[[str], None], *, continues: bool = False
+) -> Iterator[None]:
+    """While the block runs, and after it was interrupted, `interrupted(output)` gives `composed` back.
+
+    With `continues`, outputs of the interrupted run are there to be used. Raises Refusal when a run into `output` is
+    still going on.
+    """
+    state = run_state(output)
+    with contextlib.ExitStack() as held:
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            if not held.enter_context(locked(state / LOCK)):
+                message = "another run is writing there; choose another folder"
+                raise Refusal([Problem("output.dir", str(output), message)])
+            forget_runs(KEPT_SECONDS)
+            if not continues:
+                shutil.rmtree(state / STAGES, ignore_errors=True)
+            with whole_file(state / CONFIG) as partial:
+                partial.write_text(json.dumps({"config": composed, "started_in": os.getcwd()}), encoding="utf-8")
+        except OSError as error:
+            note(f"this run can't be resumed if it is interrupted: {state}: {error.strerror or error}")
+        yield
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def interrupted(output: Path) -> Interrupted | None:
+    """The run into `output` that did not end; None where it did.
+
+    Raises Refusal when there was none, or when it is still going on.
+    """
+    state = run_state(output)
+    if not (state / CONFIG).exists():
+        if (output / "manifest.json").exists():  # moved there last
+            return None
+        what = "no run into this folder was interrupted; give what output.dir was, with the same LTXGEN_CACHE"
+        raise Refusal([Problem("resume", str(output), what)])
+    with locked(state / LOCK) as alone:
+        if not alone:
+            raise Refusal([Problem("resume", str(output), "is still being written; wait for that run, or end it")])
+    kept = json.loads((state / CONFIG).read_text(encoding="utf-8"))
+    return Interrupted(kept["config"], Path(kept["started_in"]))
+
+
+def forget_runs(older_than_seconds: float = 0.0) -> int:
+    """Drop what is kept of runs that were interrupted so long ago; returns their number."""
+    forgotten = 0
+    for state in (cache_folder() / RUNS).glob("*"):
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as held:  # another process was faster
+            is_old = time.time() - state.stat().st_mtime >= older_than_seconds
+            if is_old and held.enter_context(locked(state / LOCK)):
+                shutil.rmtree(state)
+                forgotten += 1
+    return forgotten
