@@ -284,14 +284,11 @@ def _unused_problems(recipe: Recipe) -> list[Problem]:
     """What the request gives to start from and no stage can see."""
     seen = {name for config in recipe.stages.values() for name in request_fields(config)}
     given = {name: getattr(recipe.request, name) for name in GIVEN if name not in seen}
-    files = {name: _paths(value) for name, value in given.items()}
+    files = {f"{name}.path": value.path for name, value in given.items() if hasattr(value, "path")}
+    lists = {name: value for name, value in given.items() if f"{name}.path" not in files}
+    lists = {name: [getattr(each, "path", each) for each in value or ()] for name, value in lists.items()}
     message = "no stage of this recipe takes it; leave it out, or choose a recipe that does (`ltxgen ls recipe`)"
-    return [Problem(f"request.{name}", value, message) for name, value in files.items() if value]
-
-
-def _paths(given: Any) -> Any:
-    """Files by name, whatever goes with them; other values as they are."""
-    return [_paths(item) for item in given] if isinstance(given, tuple) else getattr(given, "path", given)
+    return [Problem(f"request.{name}", value, message) for name, value in (files | lists).items() if value]
 
 
 def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:

@@ -37,5 +37,8 @@ def _facts(request: Request, missing: list[str]) -> tuple[ClipFacts, list[Proble
     if "num_frames" not in missing or facts.num_frames % 8 == 1:
         return facts, []
     first = (facts.num_frames - 1) // 8 * 8 + 1
-    what = f"of '{path}' is {facts.num_frames}, and must be 8k + 1; give the first {first} of them, or cut the clip"
-    return dataclasses.replace(facts, num_frames=first), [Problem("request.num_frames", None, what)]
+    what = (
+        f"stands for the {facts.num_frames} frames of '{path}', and must be 8k + 1; request.num_frames={first} takes "
+        f"the first {first}"
+    )
+    return dataclasses.replace(facts, num_frames=first), [Problem("request.num_frames", "null", what)]
