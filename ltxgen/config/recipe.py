@@ -152,6 +152,7 @@ class Artifacts:
     spatial_upscaler: ArtifactChoice = ArtifactChoice()
     temporal_upscaler: ArtifactChoice = ArtifactChoice()
     text_encoder: ArtifactChoice = ArtifactChoice()
+    ic_lora: ArtifactChoice = ArtifactChoice()
     loras: dict[str, ArtifactChoice] = field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ T tokens of a state, n tokens of a condition, C channels. The official ltx_core/
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Iterable
@@ -32,20 +33,30 @@ Conditions = Pair[tuple[Condition, ...]]
 
 @dataclass(frozen=True)
 class Appended:
-    """What is known of conditions before they are made: how many tokens they append, and whether attention between
-    those and the others has strengths."""
+    """What is known of conditions before they are made: how many tokens they append, and the least `attention` that
+    references among those have; None where there are none."""
 
     tokens: int = 0
-    attention: bool = False
+    attention: float | None = None
 
     def plus(self, other: Appended) -> Appended:
-        return Appended(self.tokens + other.tokens, self.attention or other.attention)
+        attentions = [each.attention for each in (self, other) if each.attention is not None]
+        return Appended(self.tokens + other.tokens, min(attentions, default=None))
 
 
 def joined(several: Iterable[Conditions]) -> Conditions:
     """All of them, in order."""
     start: Conditions = Pair((), ())
     return functools.reduce(lambda one, other: one.map(operator.add, other), several, start)
+
+
+def weakened(conditions: Conditions, strength: float) -> Conditions:
+    """References attended to by `strength` of what they were, other conditions as they are."""
+
+    def of(condition: Condition) -> Condition:
+        return condition.weakened(strength) if isinstance(condition, AppendedTokens) else condition
+
+    return conditions.map(lambda several: tuple(map(of, several)))
 
 
 def total_appended(several: Iterable[Pair[Appended]]) -> Pair[Appended]:
@@ -81,9 +92,9 @@ class AppendedTokens:
 
     - `tokens` (1, n, C), normalised, at `positions` (1, axes, n, 2).
     - `mask`: as of `GivenTokens`.
-    - `attention`: how much they and the grid's tokens attend to each other, in [0, 1]; one for all or (n,). With it, or
-      once an earlier condition had it, they and what was appended before don't attend to each other. None: as fully as
-      all tokens do.
+    - `attention` of references: how much they and the grid's tokens attend to each other, in [0, 1]; one for all or
+      (n,). Once it is less than 1 for any condition, tokens that are appended from then on and those before them don't
+      attend to each other. Of others None: as all tokens do.
     """
 
     tokens: Tensor
@@ -103,12 +114,16 @@ class AppendedTokens:
             attention=self._attention(state),
         )
 
+    def weakened(self, strength: float) -> AppendedTokens:
+        """Attended to by `strength` of what they were, if they are references."""
+        return self if self.attention is None else dataclasses.replace(self, attention=self.attention * strength)
+
     def _attention(self, state: LatentState) -> Tensor | None:
         """(1, T + n, T + n), or None where all tokens attend to all."""
-        if self.attention is None and state.attention is None:
+        strength = 1.0 if self.attention is None else self.attention
+        if not isinstance(strength, Tensor) and strength == 1 and state.attention is None:
             return None
         num_before, num_new = state.latents.shape[1], self.tokens.shape[1]
-        strength = 1.0 if self.attention is None else self.attention
         with_grid = torch.as_tensor(strength).to(state.latents).expand(num_new)
         before, new, grid = slice(num_before), slice(num_before, None), slice(state.num_generated)
         attention = state.latents.new_zeros(1, num_before + num_new, num_before + num_new)

@@ -8,22 +8,30 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_FRAMES_AT_ONCE = 8  # fp32 copies are made of so many frames and not of the whole video
 
 Fit = Literal["cover", "contain", "stretch"]
 
 
-def to_encoder(frames: Tensor, height: int, width: int, fit: Fit = "cover") -> Tensor:
-    """(F, H, W, C) uint8 -> (1, C, F, height, width) fp32 in [-1, 1].
+def to_encoder(
+    frames: Tensor, height: int, width: int, fit: Fit = "cover", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(F, H, W, C) uint8 -> (1, C, F, height, width) in [-1, 1], computed in fp32.
 
     `cover` scales until nothing is empty and cuts the sides, `contain` until everything is in and leaves the rest
     black, both centred; `stretch` ignores the aspect. Bilinear without antialiasing. `cover` is the official
     `resize_and_center_crop` (ltx_pipelines/utils/media_io.py).
     """
-    scaled = _scaled(frames.permute(0, 3, 1, 2).float(), height, width, fit)
-    fitted = _centred(scaled, height, width)
-    return (fitted / 127.5 - 1).transpose(0, 1)[None]
+
+    def fitted(some: Tensor) -> Tensor:
+        scaled = _scaled(some.permute(0, 3, 1, 2).float(), height, width, fit)
+        return (_centred(scaled, height, width) / 127.5 - 1).transpose(0, 1)[None].to(dtype)
+
+    return torch.cat([fitted(some) for some in frames.split(_FRAMES_AT_ONCE)], dim=2)
 
 
 def _scaled(frames: Tensor, height: int, width: int, fit: Fit) -> Tensor:

@@ -18,18 +18,16 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
+from ltxgen.media.sound import BadMedia
+
 # What Pillow and its decoders raise for files that are no pictures, are cut short or are made to exhaust memory.
-_READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 # The mode in which a colour profile of each colour space takes pixels.
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 # A picture smaller than a latent holds nothing to condition on, and is mostly a mistake.
 MIN_SIDE = 32
-
-
-class BadPicture(ValueError):
-    """A picture that can't be used; the text says why and completes "request.images[0].path = a.png: "."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,11 @@ class PictureFacts:
 
 
 def picture_facts(path: Path) -> PictureFacts:
-    """Of a file that `read_picture` can read and that has MIN_SIDE pixels a side; read once. Raises BadPicture."""
+    """Of a file that `read_picture` can read and that has MIN_SIDE pixels a side; read once. Raises BadMedia."""
     try:
         changed_ns = path.stat().st_mtime_ns
     except OSError as error:
-        raise BadPicture(f"can't be read as a picture ({error.strerror})") from error
+        raise BadMedia(f"can't be read as a picture ({error.strerror})") from error
     return _facts(path.absolute(), changed_ns)
 
 
@@ -67,7 +65,7 @@ def _facts(path: Path, changed_ns: int) -> PictureFacts:
     picture = read_picture(path)
     height, width, _ = picture.pixels.shape
     if min(height, width) < MIN_SIDE:
-        raise BadPicture(f"is {width}x{height} pixels, must have {MIN_SIDE} a side at least; give a larger picture")
+        raise BadMedia(f"is {width}x{height} pixels, must have {MIN_SIDE} a side at least; give a larger picture")
     return PictureFacts(width, height, picture.see_through)
 
 
@@ -75,7 +73,7 @@ def read_picture(path: Path | str) -> Picture:
     """The first picture of a file that Pillow reads, turned as its EXIF says, its colours in sRGB.
 
     Grey and palettes become RGB, 16 bits their upper 8. Of see-through pixels the colour is taken and the alpha
-    dropped, as the official `decode_image` does (ltx_pipelines/utils/media_io.py). Raises BadPicture.
+    dropped, as the official `decode_image` does (ltx_pipelines/utils/media_io.py). Raises BadMedia.
     """
     try:
         # Pillow warns of large pictures before it refuses larger ones, and of palettes with several alphas.
@@ -85,23 +83,23 @@ def read_picture(path: Path | str) -> Picture:
             see_through = image.has_transparency_data and _least_alpha(image) < 255
             rgb = _without_alpha(image)
             rgb = _in_srgb(rgb, profile) if profile else rgb.convert("RGB")
-    except BadPicture:
+    except BadMedia:
         raise
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         reason = getattr(error, "strerror", None) or str(error).replace(f" {str(path)!r}", "") or type(error).__name__
-        raise BadPicture(f"can't be read as a picture ({reason})") from error
+        raise BadMedia(f"can't be read as a picture ({reason})") from error
     return Picture(torch.from_numpy(np.array(rgb)), see_through)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits as grey of 8, which Pillow's own conversion would cut off at 255; colour it has done already."""
     if image.mode == "F":
-        raise BadPicture("holds floating-point pixels; save it with 8 or 16 bits")
+        raise BadMedia("holds floating-point pixels; save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise BadPicture("holds pixels of more than 16 bits; save it with 8 or 16 bits")
+        raise BadMedia("holds pixels of more than 16 bits; save it with 8 or 16 bits")
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
@@ -125,7 +123,7 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
             return image.convert("RGB")
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError) as error:
-        raise BadPicture(f"has a colour profile that can't be used ({error}); save it without one, in sRGB") from error
+        raise BadMedia(f"has a colour profile that can't be used ({error}); save it without one, in sRGB") from error
     assert converted is not None, "only a conversion in place gives none"
     return converted
 

@@ -28,7 +28,7 @@ from ltxgen.artifacts.hashing import sha256_of
 from ltxgen.recipe.parts import lora_artifact
 from ltxgen.recipe.plan import Plan
 from ltxgen.runtime.environment import device_name
-from ltxgen.stage.protocol import request_fields
+from ltxgen.stage.protocol import metadata_artifacts, request_fields
 
 # Packages whose kernels, tokenizers or readers make what is stored. What is not installed counts as well.
 PACKAGES = (
@@ -70,6 +70,11 @@ def _material(plan: Plan, name: str) -> dict[str, Any]:
             [part.name, canonical(part.dtype), _identity(plan.artifacts[artifact_of(part.name)])]
             + [[strength, _identity(plan.artifacts[lora_artifact(lora)])] for lora, strength in part.loras]
             for part in stage.parts
+        ],
+        "metadata": [
+            _identity(plan.artifacts[each])
+            for each in metadata_artifacts(recipe.stages[name])
+            if each in plan.artifacts
         ],
         "numerics": canonical(plan.numerics),
         "dtype": canonical(plan.dtype),

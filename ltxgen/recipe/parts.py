@@ -14,7 +14,7 @@ from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.artifacts.components import TOKENIZER, TRANSFORMERS, BuildOptions, artifact_of
 from ltxgen.artifacts.load import load_component, tensor_reader
-from ltxgen.artifacts.lora import FusedLoras
+from ltxgen.artifacts.lora import IC_LORA, FusedLoras
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.tokenizer import load_tokenizer
 from ltxgen.memory.aside import Aside
@@ -23,12 +23,12 @@ from ltxgen.runtime.environment import use_compile_cache
 from ltxgen.runtime.memory import free_memory
 from ltxgen.stage.protocol import PartRequest
 
-DISTILLED = "distilled"
+KNOWN_LORAS = {"distilled": "distilled_lora", IC_LORA: IC_LORA}
 
 
 def lora_artifact(name: str) -> str:
-    """The artifact behind a name in `stages.*.loras`: `distilled` is the model's own, others are the user's."""
-    return "distilled_lora" if name == DISTILLED else f"loras.{name}"
+    """The artifact behind a name in `stages.*.loras`: two that recipes know by their part, others are the user's."""
+    return KNOWN_LORAS.get(name, f"loras.{name}")
 
 
 class ArtifactParts:

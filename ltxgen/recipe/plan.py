@@ -36,7 +36,7 @@ from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.forecast import MemoryPlan, choose_policy
 from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
 from ltxgen.recipe.needs import forecaster_of, room_on
-from ltxgen.recipe.parts import DISTILLED, lora_artifact
+from ltxgen.recipe.parts import KNOWN_LORAS, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
 from ltxgen.recipe.sizes import with_source_sizes
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
@@ -231,7 +231,7 @@ def component_names(stages: Mapping[str, Stage]) -> tuple[str, ...]:
 def artifact_specs(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[ArtifactSpec, ...]:
     """The artifacts that `stages` need: those of their components, then those of their LoRAs."""
     loras = dict.fromkeys(name for stage in stages.values() for request in stage.parts for name, _ in request.loras)
-    known = [name for name in loras if name == DISTILLED or name in recipe.artifacts.loras]
+    known = [name for name in loras if name in KNOWN_LORAS or name in recipe.artifacts.loras]
     components = dict.fromkeys(artifact_of(name) for name in component_names(stages))
     return tuple(_spec(recipe, name) for name in itertools.chain(components, map(lora_artifact, known)))
 
@@ -285,7 +285,8 @@ def _unused_problems(recipe: Recipe) -> list[Problem]:
     seen = {name for config in recipe.stages.values() for name in request_fields(config)}
     given = {name: getattr(recipe.request, name) for name in GIVEN if name not in seen}
     files = {f"{name}.path": value.path for name, value in given.items() if hasattr(value, "path")}
-    lists = {name: list(value or ()) for name, value in given.items() if f"{name}.path" not in files}
+    lists = {name: value for name, value in given.items() if f"{name}.path" not in files}
+    lists = {name: [getattr(each, "path", each) for each in value or ()] for name, value in lists.items()}
     message = "no stage of this recipe takes it; leave it out, or choose a recipe that does (`ltxgen ls recipe`)"
     return [Problem(f"request.{name}", value, message) for name, value in (files | lists).items() if value]
 
@@ -304,7 +305,7 @@ def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]
 
 
 def _lora_name_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:
-    known = (DISTILLED, *recipe.artifacts.loras)
+    known = (*KNOWN_LORAS, *recipe.artifacts.loras)
     return [
         Problem(
             f"stages.{name}.loras.{lora}",

@@ -18,7 +18,8 @@ from ltxgen.diffusion.grids import VideoGrid
 from ltxgen.diffusion.pair import Pair
 from ltxgen.diffusion.positions import keyframe_positions
 from ltxgen.media.fit import Fit, to_encoder
-from ltxgen.media.picture import BadPicture, picture_facts, read_picture, through_h264
+from ltxgen.media.picture import picture_facts, read_picture, through_h264
+from ltxgen.media.sound import BadMedia
 from ltxgen.models.video_vae import VideoVAEConfig, encode_cost, encoder_for
 from ltxgen.registry import register
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting
@@ -73,7 +74,7 @@ class ConditionImages:
         for number, image in enumerate(self.images):
             try:
                 picture_facts(Path(image.path).expanduser())
-            except BadPicture as error:
+            except BadMedia as error:
                 problems.append(Problem(f"request.images[{number}].path", image.path, str(error)))
         if request.height % self.size_multiple or request.width % self.size_multiple:
             return problems  # the plan says so, once for all stages

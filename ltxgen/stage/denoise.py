@@ -11,10 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ltxgen.artifacts.lora import IC_LORA
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import MISSING, Problem
-from ltxgen.config.schema import Check, Kind, PositiveFraction, PositiveInt
-from ltxgen.diffusion.conditions import joined, total_appended
+from ltxgen.config.schema import Check, Kind, PositiveFraction, PositiveInt, UnitFloat
+from ltxgen.diffusion.conditions import joined, total_appended, weakened
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
 from ltxgen.diffusion.latents import LatentState, NoiseLevels, apply_noise, to_denoised
@@ -44,9 +45,10 @@ class DenoiseConfig:
     """A schedule (`steps`, or `sigmas` themselves), a sampler, a guidance, LoRAs, and where to start from.
 
     `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
-    from noise. `conditions` names what is known beforehand, in the order in which it applies. `modalities` may be sound
-    alone: the video half of the transformer is then not even loaded. Every `checkpoint_every` steps, if that is set, it
-    is kept how far the stage is: an interrupted run goes on from there.
+    from noise. `conditions` names what is known beforehand, in the order in which it applies; of references among it,
+    `reference_attention` is how much they are attended to. `modalities` may be sound alone: the video half of the
+    transformer is then not even loaded. Every `checkpoint_every` steps, if that is set, it is kept how far the stage
+    is: an interrupted run goes on from there.
     """
 
     request_fields: ClassVar = ("height", "width", "num_frames", "fps")
@@ -61,6 +63,7 @@ class DenoiseConfig:
     video: str | None = None
     audio: str | None = None
     conditions: tuple[str, ...] = ()
+    reference_attention: UnitFloat = 1.0
     modalities: Modalities = ("video", "audio")
     checkpoint_every: PositiveInt | None = field(default=None, metadata={"changes_output": False})
 
@@ -114,6 +117,7 @@ class Denoise:
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         problems = [*self._schedule_problems(), *self._guidance_problems(shapes)]
         self.appended = total_appended([shapes[name] for name in self.config.conditions if name in shapes])
+        problems += self._reference_problems(shapes)
         request = self.setting.request
         if request.height % self.size_multiple or request.width % self.size_multiple:
             return problems  # the plan says so, once for all stages
@@ -167,8 +171,11 @@ class Denoise:
             return None
         steps = tuple(self.guidance.passes(step) for step in range(len(self.sigmas) - 1))
         tokens = self.grids.map(lambda grid, more: grid.num_tokens + more.tokens, self.appended)
-        roles = self.appended.map(lambda more, role: (role,) * more.attention, Pair("video_self", "audio_self"))
-        return Work(steps, tokens, masked=(*(roles.video or ()), *(roles.audio or ())))
+        is_masked = self.appended.map(
+            lambda more: more.attention is not None and more.attention * self.config.reference_attention < 1
+        )
+        roles = [f"{modality}_self" for modality, masked in vars(is_masked).items() if masked]
+        return Work(steps, tokens, masked=tuple(roles))
 
     @property
     def num_passes(self) -> int:
@@ -213,7 +220,7 @@ class Denoise:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""
         numerics, device, dtype = self.setting.numerics, self.setting.device, self.setting.dtype
         source: NoiseSource = state[NOISE]
-        known = joined([state[each] for each in self.config.conditions])
+        known = weakened(joined([state[each] for each in self.config.conditions]), self.config.reference_attention)
 
         def start(modality: str, grid: VideoGrid | AudioGrid, name: str | None, positions: Tensor) -> LatentState:
             shape = (1, grid.num_tokens, grid.token_width)
@@ -243,6 +250,23 @@ class Denoise:
             return [Problem(f"{where}.steps", self.config.steps, f"set either it or {where}.sigmas, the other to null")]
         wrong = self.config.sigmas is not None and sigmas_problem(self.config.sigmas)
         return [Problem(f"{where}.sigmas", list(self.config.sigmas or ()), wrong)] if wrong else []
+
+    def _reference_problems(self, shapes: Mapping[str, Any]) -> list[Problem]:
+        """An IC-LoRA and references go together."""
+        if any(name not in shapes for name in self.config.conditions):
+            return []  # what keeps them from being known is said elsewhere
+        where, strength = f"stages.{self.name}.loras", self.config.loras.get(IC_LORA, 0.0)
+        has_references = any(more is not None and more.attention is not None for more in vars(self.appended).values())
+        if has_references and not strength:
+            message = f"the references that this stage reads mean nothing without an IC-LoRA; set {where}.{IC_LORA}=1.0"
+            return [Problem(f"{where}.{IC_LORA}", strength, message)]
+        if strength and not has_references:
+            message = (
+                f"is missing: stage {self.name} has an IC-LoRA, which works from references; give "
+                f"request.references=[{{path: FILE}}], or take the LoRA out with {where}.{IC_LORA}=0"
+            )
+            return [Problem("request.references", MISSING, message)]
+        return []
 
     def _guidance_problems(self, shapes: Mapping[str, Any]) -> list[Problem]:
         passes = self.guidance.passes(0)

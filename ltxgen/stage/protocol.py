@@ -55,6 +55,12 @@ def request_fields(config: Any) -> tuple[str, ...]:
     return getattr(config, "request_fields", every)
 
 
+def metadata_artifacts(config: Any) -> tuple[str, ...]:
+    """Artifacts whose metadata, rather than weights, a stage of this config reads: also part of what its output is
+    stored under."""
+    return getattr(config, "metadata_artifacts", ())
+
+
 class SeenRequest:
     """A request of which only some fields can be read: what a stage can't see can't change its output unnoticed."""
 
