@@ -55,7 +55,7 @@ def test_the_single_file_is_cut_without_remainder_or_overlap():
         assert len(names) == 1 or "per_channel_statistics" in file_key
 
 
-@pytest.mark.parametrize(("part", "whole"), zip(PARTS, ("transformer", "text_projection"), strict=True))
+@pytest.mark.parametrize(("part", "whole"), [*zip(PARTS, ("transformer", "text_projection"), strict=True)])
 def test_a_part_has_keys_of_the_whole(part: str, whole: str):
     keys = set(module_of(part).state_dict())
     assert keys < set(module_of(whole).state_dict())
