@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ WHERE = {  # groups that stand inside a stage
     "sampler": "sampler@stages.base.sampler",
     "stage": "+stage@stages.one_more",
 }
+# What a recipe can't do without, but for files of the model: a picture stands for any video.
+GIVEN = {"ltx23_ic_lora": ["request.references=[{path: first.png}]"]}
 recipes = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 choices = pytest.mark.parametrize("path", CHOICES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 
@@ -41,10 +44,12 @@ def test_a_recipe_opens_with_its_own_command_line(path: Path):
 
 
 @recipes
-def test_its_commands_plan(path: Path, run_ltxgen, tmp_path: Path):
+def test_its_commands_plan(path: Path, run_ltxgen, tiny_set, tmp_path: Path):
     """The commands that a recipe's head shows are ones that it takes, given the files that they name."""
     for name in ("first.png", "last.png"):
         Image.new("RGB", (64, 64)).save(tmp_path / name)
+    shutil.copy(tmp_path / "first.png", tmp_path / "depth.mp4")  # what a file is, its content says
+    shutil.copy(tiny_set.file("ic_lora"), tmp_path / "lora.safetensors")
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("# ltxgen "):
             continue
@@ -56,19 +61,23 @@ def test_its_commands_plan(path: Path, run_ltxgen, tmp_path: Path):
 @recipes
 def test_a_recipe_plans_on_the_embedded_model(path: Path, tiny_set, tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    config = compose.compose_config([f"+recipe={path.stem}", "model=ltx23_tiny", "runtime.device=cpu"])
+    Image.new("RGB", (64, 64)).save("first.png")
+    words = [f"+recipe={path.stem}", "model=ltx23_tiny", "runtime.device=cpu", *GIVEN.get(path.stem, ())]
+    config = compose.compose_config(words)
     plan = make_plan(parse_recipe(config))
     assert plan.problems == ()
     assert list(plan.stages) == list(config["stages"])
     assert all(artifact.place == "embedded" for artifact in plan.artifacts.values())
-    assert list(tmp_path.iterdir()) == []
+    assert [each.name for each in tmp_path.iterdir()] == ["first.png"]
 
 
 @recipes
 def test_a_recipe_plans_at_full_size(path: Path, tiny_set, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """With the published architecture and no files: shapes, LoRA and wiring fit at the recipe's own size."""
     monkeypatch.chdir(tmp_path)
-    config = compose.compose_config([f"+recipe={path.stem}", "artifacts=synthetic", "runtime.device=cpu"])
+    Image.new("RGB", (64, 64)).save("first.png")
+    words = [f"+recipe={path.stem}", "artifacts=synthetic", "runtime.device=cpu", *GIVEN.get(path.stem, ())]
+    config = compose.compose_config(words)
     plan = make_plan(parse_recipe(config))
     assert plan.problems == ()
 
