@@ -179,10 +179,8 @@ class ConditionReferences:
         except BadMedia as error:
             return [Problem(where, str(path), str(error))]
         wanted = max(self.num_frames, default=1)
-        if num_frames not in (1, wanted) and num_frames < wanted:
-            message = (
-                f"has {num_frames} frames, must have 1 (for all frames) or the {wanted} that references are used of"
-            )
+        if 1 < num_frames < wanted:
+            message = f"has {num_frames} frames, must have {wanted} as what is used of the references, or 1 for all"
             return [Problem(where, str(path), message)]
         return []
 
