@@ -139,7 +139,7 @@ PLANS = [
         "stages.decode_audio.source=nowhere": "stages.decode_audio = nowhere.audio: no earlier stage writes",
         "stages.refine.loras.distiled=1": "stages.refine.loras.distiled = 1.0: no such LoRA; name its file with "
         "artifacts.loras.distiled.path=FILE; did you mean 'distilled'?",
-        "request.images=[{path: a.png}]": "request.images",
+        "request.images=[{path: a.png}]": "request.images[0].path = a.png: can't be read as a picture (No such",
         "artifacts.checkpoint.path=none.safetensors": "checkpoint.path = none.safetensors: does not exist",
         "artifacts.text_encoder.path=nowhere": "artifacts.text_encoder.path = nowhere: does not exist",
         "stages.decode_video.tiling.spatial_tile_px=100": "spatial_tile_px = 100: must be a multiple of 32",

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
-from ltxgen.artifacts.components import COMPONENTS, TOKENIZER, BuildOptions, ComponentSpec, artifact_of
+from ltxgen.artifacts.components import (
+    COMPONENTS,
+    TEXT_PROJECTIONS,
+    TOKENIZER,
+    BuildOptions,
+    ComponentSpec,
+    artifact_of,
+)
 from ltxgen.artifacts.float8 import FLOAT8_FORMATS
 from ltxgen.artifacts.load import build_on_meta, first_names, key_problems, open_source
 from ltxgen.artifacts.lora import linear_weights, match_lora
@@ -177,7 +184,7 @@ def _config_problems(folder: Path) -> list[str]:
 def _text_width_problems(artifacts: Mapping[str, ResolvedArtifact], components: Sequence[str]) -> list[Problem]:
     """Whether this Gemma is the one the checkpoint's text projection was made for."""
     encoder, checkpoint = artifacts.get("text_encoder"), artifacts.get("checkpoint")
-    if encoder is None or checkpoint is None or "text_projection" not in components:
+    if encoder is None or checkpoint is None or set(TEXT_PROJECTIONS).isdisjoint(components):
         return []
     try:
         text = encoder.config.get("text_config", encoder.config)

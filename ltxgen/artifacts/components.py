@@ -72,6 +72,21 @@ class Prefixes:
 
 
 @dataclass(frozen=True)
+class PartOf:
+    """Those of a component's tensors that `belongs` picks by their key in the module; the file may hold all."""
+
+    whole: KeyRules
+    belongs: Callable[[str], bool]
+
+    def module_key(self, file_key: str) -> str | None:
+        key = self.whole.module_key(file_key)
+        return key if key is not None and self.belongs(key) else None
+
+    def file_key(self, module_key: str) -> str:
+        return self.whole.file_key(module_key)
+
+
+@dataclass(frozen=True)
 class GemmaKeys:
     """Gemma files come with several prefixes; the text encoder's own table knows them."""
 
@@ -108,7 +123,7 @@ class ComponentSpec:
 
     def options_for(self, options: BuildOptions, config: Config, shapes: Shapes) -> BuildOptions:
         """`options` with what only the file's own shapes tell."""
-        if self.name != "text_projection" or options.num_text_states is not None:
+        if self.name not in TEXT_PROJECTIONS or options.num_text_states is not None:
             return options
         width = config.get("transformer", {}).get("caption_channels", 3840)
         weights = (shape for key, shape in shapes.items() if self._is_weight(key, shape))
@@ -140,6 +155,20 @@ def _transformer(config: Config, options: BuildOptions) -> nn.Module:
     )
 
 
+def _audio_transformer(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.transformer import Transformer, without_video
+
+    transformer = _transformer(config, options)
+    assert isinstance(transformer, Transformer)
+    return without_video(transformer)
+
+
+def _is_for_sound(key: str) -> bool:
+    from ltxgen.models.transformer import is_for_sound
+
+    return is_for_sound(key)
+
+
 def _video_connector(config: Config, options: BuildOptions) -> nn.Module:
     from ltxgen.models.connectors import Connector, ConnectorConfig
 
@@ -157,6 +186,14 @@ def _text_projection(config: Config, options: BuildOptions) -> nn.Module:
 
     num_states = options.num_text_states or 49
     return FeatureExtractorConfig.from_metadata(section_of(config, "transformer"), num_states).build()
+
+
+def _audio_text_projection(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.text_encoder.features import FeatureExtractorV2
+
+    extractor = _text_projection(config, options)
+    # LTX-2 has one projection for both.
+    return extractor.without_video() if isinstance(extractor, FeatureExtractorV2) else extractor
 
 
 def _text_encoder(config: Config, options: BuildOptions) -> nn.Module:
@@ -207,9 +244,16 @@ def _upscaler(config: Config, options: BuildOptions) -> nn.Module:
     return LatentUpsampler(UpsamplerConfig.from_metadata(config))
 
 
+TRANSFORMERS = ("transformer", "audio_transformer")
+"""The components that predict latents: whole, or for sound alone."""
+TEXT_PROJECTIONS = ("text_projection", "audio_text_projection")
+
 TRANSFORMER_PREFIX = "model.diffusion_model."
 _VIDEO_CONNECTOR_PREFIX = f"{TRANSFORMER_PREFIX}video_embeddings_connector."
 _AUDIO_CONNECTOR_PREFIX = f"{TRANSFORMER_PREFIX}audio_embeddings_connector."
+
+_TRANSFORMER_KEYS = Prefixes(((TRANSFORMER_PREFIX, ""),), excluded=(_VIDEO_CONNECTOR_PREFIX, _AUDIO_CONNECTOR_PREFIX))
+_TEXT_PROJECTION_KEYS = Prefixes((("text_embedding_projection.", ""),))
 
 
 def _statistics(vae: str, in_module: str = "per_channel_statistics.") -> tuple[tuple[str, str], ...]:
@@ -226,7 +270,14 @@ COMPONENTS: Mapping[str, ComponentSpec] = {
             "text_projection",
             "checkpoint",
             _text_projection,
-            Prefixes((("text_embedding_projection.", ""),)),
+            _TEXT_PROJECTION_KEYS,
+            "transformer",
+        ),
+        ComponentSpec(
+            "audio_text_projection",
+            "checkpoint",
+            _audio_text_projection,
+            PartOf(_TEXT_PROJECTION_KEYS, lambda key: not key.startswith("video_")),
             "transformer",
         ),
         ComponentSpec(
@@ -247,7 +298,14 @@ COMPONENTS: Mapping[str, ComponentSpec] = {
             "transformer",
             "checkpoint",
             _transformer,
-            Prefixes(((TRANSFORMER_PREFIX, ""),), excluded=(_VIDEO_CONNECTOR_PREFIX, _AUDIO_CONNECTOR_PREFIX)),
+            _TRANSFORMER_KEYS,
+            "transformer",
+        ),
+        ComponentSpec(
+            "audio_transformer",
+            "checkpoint",
+            _audio_transformer,
+            PartOf(_TRANSFORMER_KEYS, _is_for_sound),
             "transformer",
         ),
         ComponentSpec("video_statistics", "checkpoint", _video_statistics, Prefixes(_statistics("vae", "")), "vae"),

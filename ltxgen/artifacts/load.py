@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
-from ltxgen.artifacts.components import COMPONENTS, BuildOptions, ComponentSpec
+from ltxgen.artifacts.components import COMPONENTS, TRANSFORMERS, BuildOptions, ComponentSpec
 from ltxgen.artifacts.float8 import SCALE, Float8Source
 from ltxgen.artifacts.placement import WHOLE, Placement, ReadRows
 from ltxgen.artifacts.safetensors_file import ALL_ROWS, BadFile
@@ -128,7 +128,7 @@ def open_source(
     Synthetic tensors are made on the device `made_on`, or without one where they are read to.
     """
     source = _stored_source(artifact, spec, options, made_on)
-    if spec.name != "transformer":
+    if spec.name not in TRANSFORMERS:
         return source
     try:
         return Float8Source(source, spec, options.float8)

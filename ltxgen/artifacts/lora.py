@@ -29,6 +29,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 Keep = Literal["device", "cpu"]
 Reload = Callable[[], AbstractContextManager[ReadTensor]]
 
+IC_LORA = "ic_lora"  # the LoRA, and its artifact, that makes a transformer work from references
+
 A_SUFFIX, B_SUFFIX, ALPHA_SUFFIX = ".lora_A.weight", ".lora_B.weight", ".alpha"
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 
@@ -104,6 +106,15 @@ def match_lora(artifact: ResolvedArtifact, weights: Mapping[str, tuple[int, int]
     if problem := _shape_problem(pairs, shapes, weights):
         raise _refusal(artifact, problem)
     return Lora(artifact, pairs, tuple(unmatched))
+
+
+def reference_downscale_factor(artifact: ResolvedArtifact) -> int:
+    """How many times smaller than the video the references of an IC-LoRA are, as in its training. Raises BadFile."""
+    key = "reference_downscale_factor"
+    text = artifact.metadata.get(key, "1") if artifact.synthetic_config is None else str(artifact.config[key])
+    if not text.isdecimal() or int(text) < 1:
+        raise BadFile(f"has {key} = {text!r} in its metadata, which must be a whole number of at least 1")
+    return int(text)
 
 
 def open_lora(artifact: ResolvedArtifact, weights: Mapping[str, tuple[int, int]]) -> TensorSource:

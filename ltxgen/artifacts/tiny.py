@@ -37,6 +37,7 @@ MODEL_VERSION = "2.3.0-tiny"
 FILES: Mapping[str, str] = {
     "checkpoint": "ltx-2.3-tiny-dev.safetensors",
     "distilled_lora": "ltx-2.3-tiny-distilled-lora-8.safetensors",
+    "ic_lora": "ltx-2.3-tiny-ic-lora-8.safetensors",
     "spatial_upscaler": "ltx-2.3-tiny-spatial-upscaler-x2.safetensors",
     "text_encoder": "gemma-3-tiny",
 }
@@ -113,7 +114,8 @@ def write_embedded_model(folder: Path) -> None:
     configs = architecture(NAME)
     _write_checkpoint(folder / FILES["checkpoint"], configs["checkpoint"], configs["text_encoder"])
     _write_upscaler(folder / FILES["spatial_upscaler"], configs["spatial_upscaler"])
-    _write_lora(folder / FILES["distilled_lora"], configs["checkpoint"], configs["distilled_lora"]["rank"])
+    for name in ("distilled_lora", "ic_lora"):
+        _write_lora(folder / FILES[name], configs["checkpoint"], name, configs[name])
     _write_text_encoder(folder / FILES["text_encoder"], configs["text_encoder"])
     (folder / "README.md").write_text(_README, encoding="utf-8")
     (folder / _LIST).write_text(json.dumps(_sizes(folder), indent=1) + "\n", encoding="utf-8")
@@ -134,12 +136,13 @@ def _write_upscaler(path: Path, config: Mapping[str, Any]) -> None:
     _save(path, {key: _stored(key, tensor) for key, tensor in tensors.items()}, {"config": json.dumps(config)})
 
 
-def _write_lora(path: Path, config: Mapping[str, Any], rank: int) -> None:
+def _write_lora(path: Path, config: Mapping[str, Any], name: str, lora: Mapping[str, Any]) -> None:
     with torch.device("meta"):
         transformer = COMPONENTS["transformer"].build(config, BuildOptions())
-    shapes = synthetic_lora_shapes(linear_weights(transformer), rank)
-    tensors = {key: _stored(key, seeded_tensor(SEED, key, shape)) for key, shape in shapes.items()}
-    _save(path, tensors, {"model_version": MODEL_VERSION})
+    shapes = synthetic_lora_shapes(linear_weights(transformer), lora["rank"])
+    seed = SEED if name == "distilled_lora" else SEED + 1
+    tensors = {key: _stored(key, seeded_tensor(seed, key, shape)) for key, shape in shapes.items()}
+    _save(path, tensors, {"model_version": MODEL_VERSION, **{key: str(lora[key]) for key in lora if key != "rank"}})
 
 
 def _write_text_encoder(folder: Path, config: Mapping[str, Any]) -> None:

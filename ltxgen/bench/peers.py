@@ -57,9 +57,9 @@ def diffusers_forwards(
 
     `weights` are a plain `Transformer`'s, under our names; the modules hold these very tensors.
     """
-    forwards: dict[str, Forward] = {EAGER: _forward(_build(config, weights), config)}
+    forwards: dict[str, Forward] = {EAGER: _forward(diffusers_transformer(config, weights), config)}
     if device.type == "cuda":
-        compiled = _build(config, weights)
+        compiled = diffusers_transformer(config, weights)
         compiled.compile_repeated_blocks(fullgraph=True, dynamic=False)
         forwards[COMPILED] = _forward(compiled, config)
     return forwards
@@ -138,7 +138,8 @@ def _distance(one: Tensor | None, other: Tensor | None) -> float:
     return ((one.float() - other.float()).norm() / other.float().norm()).item()
 
 
-def _build(config: TransformerConfig, weights: Mapping[str, Tensor]) -> Any:
+def diffusers_transformer(config: TransformerConfig, weights: Mapping[str, Tensor], **options: Any) -> Any:
+    """diffusers' transformer around `weights`, a plain `Transformer`'s, under our names; `options` are its own."""
     from diffusers import LTX2VideoTransformer3DModel
 
     video, audio = config.video, config.audio
@@ -174,6 +175,7 @@ def _build(config: TransformerConfig, weights: Mapping[str, Tensor]) -> Any:
             use_prompt_adaln_single=config.prompt_adaln,
             use_prompt_embeddings=config.caption_channels is not None,
             **({} if config.caption_channels is None else {"caption_channels": config.caption_channels}),
+            **options,
         )
     model.load_state_dict({diffusers_name(key): value for key, value in weights.items()}, assign=True)
     return model.eval().requires_grad_(False)

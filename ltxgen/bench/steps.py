@@ -56,6 +56,7 @@ class Step:
         prompt = self.contexts.positive
         assert self.states.video is not None
         assert self.states.audio is not None
+        assert prompt.video is not None
         return self._input(self.states.video, prompt.video), self._input(self.states.audio, prompt.audio)
 
     def _input(self, state: LatentState, text: Tensor) -> ModalityInput:

@@ -16,6 +16,8 @@ from ltxgen.config.schema import (
     Kind,
     NonNegativeFloat,
     NonNegativeInt,
+    Null,
+    PositiveFloat,
     PositiveFraction,
     PositiveInt,
     UnitFloat,
@@ -31,38 +33,97 @@ def _frame_count(value: int) -> bool:
     return value >= 1 and value % 8 == 1
 
 
+Crf = Annotated[int, Check("must be between 0 (skip the H.264 round trip) and 51", lambda crf: 0 <= crf <= 51)]
+
+
 @dataclass(frozen=True)
 class ImageCondition:
-    """A picture that the video shows at pixel frame `frame`."""
+    """A picture that the video shows at pixel frame `frame`; a negative one counts from the end, -1 is the last.
+
+    `strength` of 1 keeps it as it is. A `crf` of null is the model's.
+    """
 
     path: str
-    frame: NonNegativeInt = 0
+    frame: int = 0
     strength: UnitFloat = 1.0
-    crf: Annotated[int, Check("must be between 0 (skip the H.264 round trip) and 51", lambda crf: 0 <= crf <= 51)] = 33
+    crf: Crf | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceClip:
+    """A video or picture that an IC-LoRA works from; `strength` of 1 keeps it as it is."""
+
+    path: str
+    strength: UnitFloat = 1.0
+
+
+@dataclass(frozen=True)
+class ReferenceMask:
+    """A grey video or picture: how much each part of the references counts, black not at all."""
+
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class GivenSound:
+    """A sound to make a video for: of the file, `duration_seconds` (null: the video's) from `start_seconds` on."""
+
+    path: str | None = None
+    start_seconds: NonNegativeFloat = 0.0
+    duration_seconds: PositiveFloat | None = None
+
+
+@dataclass(frozen=True)
+class GivenClip:
+    """A clip to start from."""
+
+    path: str | None = None
+
+
+Modality = Literal["video", "audio"]
+Size = Annotated[PositiveInt, Null(0)]
+
+
+GIVEN = ("images", "references", "reference_mask", "audio", "source", "span", "regenerate")
+"""What a request may start from: fields that are refused where no stage takes them, rather than ignored."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. Sizes in pixels, `fps` exact; a `negative_prompt` of null means the default one."""
+    """What is asked for. Sizes in pixels, `fps` exact; a `negative_prompt` of null means the default one.
+
+    A size or rate of null, 0 here, is that of `source`; a plan has put it in place. `span` is the part of `source` in
+    seconds that is made anew, start and end, and `regenerate` what of it.
+    """
 
     prompt: str
     default_negative_prompt: str
     negative_prompt: str | None = None
     seed: Annotated[int, Check("must be between 0 and 2^63 - 1", lambda seed: 0 <= seed < 2**63)] = 10
-    height: PositiveInt = 1024
-    width: PositiveInt = 1536
-    num_frames: PositiveInt = 121
-    fps: PositiveFraction = Fraction(24)
+    height: Size = 1024
+    width: Size = 1536
+    num_frames: Size = 121
+    fps: Annotated[PositiveFraction, Null(Fraction(0))] = Fraction(24)
     images: tuple[ImageCondition, ...] = ()
+    references: tuple[ReferenceClip, ...] = ()
+    reference_mask: ReferenceMask = ReferenceMask()
+    audio: GivenSound = GivenSound()
+    source: GivenClip = GivenClip()
+    span: tuple[NonNegativeFloat, ...] | None = None
+    regenerate: tuple[Modality, ...] = ()
 
 
 @dataclass(frozen=True)
 class Model:
-    """Which model the recipe is written for; another generation's files are refused."""
+    """Which model the recipe is written for; another generation's files are refused.
+
+    `image_crf`: what pictures are encoded with before they condition it, since it was trained on compressed frames.
+    """
 
     name: str
     generation: Literal["LTX-2.3", "LTX-2"]
     stg_blocks: tuple[NonNegativeInt, ...]
+    image_crf: Crf = 33
 
 
 @dataclass(frozen=True)
@@ -91,6 +152,7 @@ class Artifacts:
     spatial_upscaler: ArtifactChoice = ArtifactChoice()
     temporal_upscaler: ArtifactChoice = ArtifactChoice()
     text_encoder: ArtifactChoice = ArtifactChoice()
+    ic_lora: ArtifactChoice = ArtifactChoice()
     loras: dict[str, ArtifactChoice] = field(default_factory=dict)
 
 

@@ -36,6 +36,13 @@ class Kind:
     group: str
 
 
+@dataclass(frozen=True)
+class Null:
+    """What null stands for, of whatever `Check`s say: a value that is worked out later."""
+
+    value: Any
+
+
 PositiveInt = Annotated[int, Check("must be a whole number of at least 1", lambda value: value >= 1)]
 NonNegativeInt = Annotated[int, Check("must be a whole number of at least 0", lambda value: value >= 0)]
 NonNegativeFloat = Annotated[float, Check("must be at least 0", lambda value: value >= 0)]
@@ -100,6 +107,8 @@ def _parse_annotated(hint: Any, extras: tuple[Any, ...], value: object, path: st
     for extra in extras:
         if isinstance(extra, Kind):
             return _parse_component(extra.group, value, path, problems)
+        if isinstance(extra, Null) and value is None:
+            return extra.value
     parsed = parse_value(hint, value, path, problems)
     if parsed is INVALID:
         return INVALID

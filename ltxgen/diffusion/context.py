@@ -9,9 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """One prompt: `video` (1, S, D_video) and `audio` (1, S, D_audio), S = 1024 text positions."""
+    """One prompt: `video` (1, S, D_video) and `audio` (1, S, D_audio), S = 1024 text positions.
 
-    video: Tensor
+    `video` is None in recipes of sound alone.
+    """
+
+    video: Tensor | None
     audio: Tensor
 
 

@@ -5,6 +5,8 @@ B batch, C channels, F H W latent frames and sides, T tokens, M mel bins.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -108,6 +110,13 @@ class AudioGrid:
             hop_length=hop_length,
             time_factor=time_factor,
         )
+
+    @classmethod
+    def from_samples(cls, num_samples: int, sample_rate: int) -> AudioGrid:
+        """The grid that a waveform of so many samples is encoded to, resampled and with a last latent that is begun."""
+        grid = cls(frames=0)
+        columns = math.ceil(num_samples * grid.sample_rate / sample_rate) // grid.hop_length + 1
+        return dataclasses.replace(grid, frames=math.ceil(columns / grid.time_factor))
 
     @property
     def num_tokens(self) -> int:

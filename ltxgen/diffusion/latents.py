@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ class LatentState:
     - `denoise_mask` (B, T, 1) fp32: 1 for a generated token, 0 for a given one, between for a partly given one.
     - `positions` (B, axes, T, 2): each token's bounds [start, end) in seconds and pixels.
     - `num_generated`: tokens of the latent grid; conditioning tokens appended after them are dropped at the end.
+    - `attention` (B, T, T) in [0, 1]: how much a token (row) attends to another; None is all ones.
+    - `role`: what isn't "generated" has a mask of 0 throughout and informs the other modality. "given" comes from
+      outside and reads the prompt in every pass, "kept" is what a retake leaves of its clip.
     """
 
     latents: Tensor
@@ -33,6 +36,8 @@ class LatentState:
     denoise_mask: Tensor
     positions: Tensor
     num_generated: int
+    attention: Tensor | None = None
+    role: Literal["generated", "given", "kept"] = "generated"
 
     @classmethod
     def from_tokens(cls, latents: Tensor, positions: Tensor) -> LatentState:
@@ -52,11 +57,22 @@ class LatentState:
             clean=self.clean[:, kept],
             denoise_mask=self.denoise_mask[:, kept],
             positions=self.positions[:, :, kept],
+            attention=None,
         )
 
     def timesteps(self, sigma: float) -> Tensor:
         """Each token's own noise level, mask·sigma: (B, T) fp32."""
         return self.denoise_mask.squeeze(-1) * sigma
+
+    def modality_sigma(self, sigma: float, numerics: Numerics) -> float:
+        """The noise level that the modality as a whole reports."""
+        return 0.0 if self.role != "generated" and numerics.frozen_sigma == "zero" else sigma
+
+    @property
+    def result(self) -> Tensor:
+        """The grid's tokens at the end; of a modality that isn't generated those it came as, to the bit."""
+        own = self.without_appended()
+        return own.latents if self.role == "generated" else own.clean
 
 
 @dataclass(frozen=True)
@@ -85,10 +101,13 @@ def apply_noise(state: LatentState, noise: Tensor, scale: float, numerics: Numer
     """Noise a state up to sigma = `scale`; given tokens stay clean. `noise` (B, T, C) is standard normal.
 
     "lerp" mixes latents with noise, then the clean tokens in by the mask; "scaled" lets the mask scale the noise. They
-    differ for tokens with a mask between 0 and 1, and where `latents` and `clean` differ.
+    differ for tokens with a mask between 0 and 1, and where `latents` and `clean` differ. A modality that is kept may
+    start from noise all the same (`Numerics.kept_start`).
     """
     latents, clean, noise = state.latents.float(), state.clean.float(), noise.float()
-    if numerics.noising == "lerp":
+    if state.role == "kept" and numerics.kept_start == "noise":
+        noised = torch.lerp(latents, noise, scale)
+    elif numerics.noising == "lerp":
         noised = torch.lerp(clean, torch.lerp(latents, noise, scale), state.denoise_mask)
     else:
         weight = state.denoise_mask * scale

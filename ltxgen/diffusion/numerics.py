@@ -24,6 +24,7 @@ class Numerics:
     - `vocoder_dtype`: of mel to waveform.
     - `decoded_audio`: the stage whose sound is kept in a run of two.
     - `frozen_sigma`: the noise level that a modality which isn't generated reports, zero or the loop's.
+    - `kept_start`: where a modality that a retake keeps whole starts; from noise it is clean by the last step.
     - `negative_prompt_tags`: what leads the default negative prompt.
     """
 
@@ -36,6 +37,7 @@ class Numerics:
     vocoder_dtype: torch.dtype | None
     decoded_audio: Literal["base", "refine"]
     frozen_sigma: Literal["zero", "loop"]
+    kept_start: Literal["noise", "clean"]
     negative_prompt_tags: tuple[str, ...]
 
     @classmethod
@@ -56,6 +58,7 @@ CURRENT = Numerics(
     vocoder_dtype=torch.float32,
     decoded_audio="base",
     frozen_sigma="zero",
+    kept_start="noise",
     negative_prompt_tags=(
         "has_subtitles",
         "has_blurbox",
@@ -75,6 +78,7 @@ LAUNCH = Numerics(
     vocoder_dtype=None,
     decoded_audio="refine",
     frozen_sigma="loop",
+    kept_start="clean",
     negative_prompt_tags=(),
 )
 

@@ -19,7 +19,26 @@ def video_positions(grid: VideoGrid, fps: float | Fraction, dtype: torch.dtype =
 
     Seconds are formed in fp32, then all is rounded to `dtype`.
     """
-    seconds = _causal_bounds(grid.frames, grid.time_factor) / float(fps)
+    return _in_space(grid, _causal_bounds(grid.frames, grid.time_factor), fps).to(dtype)
+
+
+def keyframe_positions(grid: VideoGrid, fps: float | Fraction, frame: int, span_frames: int) -> Tensor:
+    """Bounds of the tokens of one picture at pixel frame `frame`, (1, 3, T, 2) fp32, for a `grid` of one latent frame.
+
+    It claims `span_frames` frames; at frame 0 one, as the first latent frame of a video does.
+    """
+    return _in_space(grid, torch.tensor([[frame, frame + (span_frames if frame else 1)]]), fps)
+
+
+def reference_positions(grid: VideoGrid, fps: float | Fraction, downscale_factor: int) -> Tensor:
+    """Bounds of the tokens of a clip that is so many times smaller than the video it is the reference for, whose pixels
+    they count: (1, 3, T, 2) fp32."""
+    return video_positions(grid, fps) * torch.tensor([1, downscale_factor, downscale_factor])[None, :, None, None]
+
+
+def _in_space(grid: VideoGrid, frames: Tensor, fps: float | Fraction) -> Tensor:
+    """Bounds of all tokens, (1, 3, T, 2) fp32, whose latent frames have the bounds `frames` (F, 2)."""
+    seconds = frames.float() / float(fps)
     rows = _bounds(grid.height, grid.spatial_factor)
     columns = _bounds(grid.width, grid.spatial_factor)
     size = (grid.frames, grid.height, grid.width, 2)
@@ -28,7 +47,7 @@ def video_positions(grid: VideoGrid, fps: float | Fraction, dtype: torch.dtype =
         rows[None, :, None].expand(size),
         columns[None, None, :].expand(size),
     )
-    return torch.stack([axis.reshape(-1, 2) for axis in axes]).unsqueeze(0).to(dtype)
+    return torch.stack([axis.reshape(-1, 2) for axis in axes]).unsqueeze(0)
 
 
 def audio_positions(grid: AudioGrid) -> Tensor:

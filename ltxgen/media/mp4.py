@@ -114,7 +114,7 @@ class Mp4Writer:
         """
         assert self._open, "the file is closed"
         assert self._audio is None, "the sound is written once"
-        samples = _as_int16(stereo(waveform))
+        samples = as_int16(stereo(waveform))
         if sample_rate not in AAC_SAMPLE_RATES:
             raise ValueError(
                 f"AAC has no sample rate of {sample_rate} Hz; it has {', '.join(map(str, AAC_SAMPLE_RATES))}"
@@ -203,7 +203,8 @@ def _decoding_seconds(packet: av.Packet) -> Fraction:
     return packet.dts * packet.time_base
 
 
-def _as_int16(samples: np.ndarray) -> np.ndarray:
+def as_int16(samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] as 16-bit ones, values beyond clamped; truncated, as the official code does."""
     return (np.clip(samples, -1, 1) * np.float32(32767)).astype(np.int16)  # astype truncates
 
 

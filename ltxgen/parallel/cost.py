@@ -34,10 +34,12 @@ USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator'
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage asks of the transformer: the passes of each step, and tokens of one sample."""
+    """What a stage asks of the transformer: the passes of each step, tokens of one sample, and the attention roles that
+    get a mask."""
 
     steps: Sequence[Sequence[GuidedPass]]
     tokens: Pair[int]
+    masked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class CostModel:
 
     def memory_bytes(self, shape: MeshShape, sharded: bool = False) -> int:
         """What the transformer takes on each rank at its largest stage: weights and activations."""
-        weights = self.config.num_layers * block_parameters(self.config) * self.bytes_per_value
+        weights = self._weight_bytes
         if sharded:  # beside its part, a rank holds the block it computes with and the next one
             weights = weights // shape.num_ranks + 2 * weights // self.config.num_layers
         return weights + max((self.activation_bytes(work, shape) for work in self.stages.values()), default=0)
@@ -112,6 +114,12 @@ class CostModel:
 
     def fits(self, shape: MeshShape, sharded: bool = False) -> bool:
         return self.memory_bytes(shape, sharded) <= USABLE * self.hardware.memory_gib * 2**30
+
+    @property
+    def _weight_bytes(self) -> int:
+        """Of the blocks; without their video half if no stage has video."""
+        has_video = not self.stages or any(work.tokens.video for work in self.stages.values())
+        return self.config.num_layers * block_parameters(self.config, has_video=has_video) * self.bytes_per_value
 
     def _token_bytes(self, tokens: Pair[int]) -> int:
         return hidden_bytes(self.config, tokens.video or 0, tokens.audio or 0, self.bytes_per_value)
@@ -135,8 +143,7 @@ class CostModel:
         if shape.num_shards > 1:
             waited += num_own * blocks * COLLECTIVES_PER_BLOCK * COLLECTIVE_SECONDS
         if sharded and shape.num_ranks > 1:  # once a step, for all passes
-            weights = blocks * block_parameters(self.config) * self.bytes_per_value
-            received = weights * (shape.num_ranks - 1) / shape.num_ranks
+            received = self._weight_bytes * (shape.num_ranks - 1) / shape.num_ranks
             waited += max(0.0, received / self._link(shape.num_ranks) - arithmetic)
         return waited
 

@@ -23,12 +23,12 @@ import torch
 
 import ltxgen
 from ltxgen.artifacts.artifact import ResolvedArtifact
-from ltxgen.artifacts.components import artifact_of
+from ltxgen.artifacts.components import TRANSFORMERS, artifact_of
 from ltxgen.artifacts.hashing import sha256_of
 from ltxgen.recipe.parts import lora_artifact
 from ltxgen.recipe.plan import Plan
 from ltxgen.runtime.environment import device_name
-from ltxgen.stage.protocol import request_fields
+from ltxgen.stage.protocol import metadata_artifacts, request_fields
 
 # Packages whose kernels, tokenizers or readers make what is stored. What is not installed counts as well.
 PACKAGES = (
@@ -71,12 +71,17 @@ def _material(plan: Plan, name: str) -> dict[str, Any]:
             + [[strength, _identity(plan.artifacts[lora_artifact(lora)])] for lora, strength in part.loras]
             for part in stage.parts
         ],
+        "metadata": [
+            _identity(plan.artifacts[each])
+            for each in metadata_artifacts(recipe.stages[name])
+            if each in plan.artifacts
+        ],
         "numerics": canonical(plan.numerics),
         "dtype": canonical(plan.dtype),
         "device": plan.device.type,
         "ranks": canonical(plan.parallel and (plan.parallel.shape, plan.parallel.sharded_weights)),
     }
-    if any(part.name == "transformer" for part in stage.parts):  # the only component that these concern
+    if any(part.name in TRANSFORMERS for part in stage.parts):  # the only component that these concern
         material["transformer"] = {
             "attention": dict(plan.backends),
             "precision": canonical(recipe.precision),

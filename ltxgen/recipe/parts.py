@@ -12,9 +12,9 @@ from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.cache_folder import cache_folder
-from ltxgen.artifacts.components import TOKENIZER, BuildOptions, artifact_of
+from ltxgen.artifacts.components import TOKENIZER, TRANSFORMERS, BuildOptions, artifact_of
 from ltxgen.artifacts.load import load_component, tensor_reader
-from ltxgen.artifacts.lora import FusedLoras
+from ltxgen.artifacts.lora import IC_LORA, FusedLoras
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.tokenizer import load_tokenizer
 from ltxgen.memory.aside import Aside
@@ -23,12 +23,12 @@ from ltxgen.runtime.environment import use_compile_cache
 from ltxgen.runtime.memory import free_memory
 from ltxgen.stage.protocol import PartRequest
 
-DISTILLED = "distilled"
+KNOWN_LORAS = {"distilled": "distilled_lora", IC_LORA: IC_LORA}
 
 
 def lora_artifact(name: str) -> str:
-    """The artifact behind a name in `stages.*.loras`: `distilled` is the model's own, others are the user's."""
-    return "distilled_lora" if name == DISTILLED else f"loras.{name}"
+    """The artifact behind a name in `stages.*.loras`: two that recipes know by their part, others are the user's."""
+    return KNOWN_LORAS.get(name, f"loras.{name}")
 
 
 class ArtifactParts:
@@ -66,11 +66,11 @@ class ArtifactParts:
         module = load_component(
             request.name, artifact, self._device, request.dtype, self._options, placement=self._placement
         )
-        if request.name == "transformer" and self._fused_kernels:
+        if request.name in TRANSFORMERS and self._fused_kernels:
             from ltxgen.models.transformer.fused import use_fused_kernels  # Triton comes with torch's CUDA builds only
 
             use_fused_kernels(module)
-        if request.name == "transformer" and self._compiling is not None:
+        if request.name in TRANSFORMERS and self._compiling is not None:
             from ltxgen.models.transformer.compilation import compile_blocks  # seconds to import
 
             use_compile_cache(cache_folder() / "inductor")

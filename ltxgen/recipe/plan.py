@@ -21,8 +21,8 @@ from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.attention.choice import AttentionPlan, Side, choose, role_specs
 from ltxgen.attention.protocol import DeviceFacts
-from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
-from ltxgen.config.recipe import ArtifactChoice, Recipe
+from ltxgen.config.errors import Problem, Refusal, did_you_mean
+from ltxgen.config.recipe import GIVEN, ArtifactChoice, Recipe
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
 from ltxgen.media.files import check_free_space, check_writable
@@ -36,11 +36,12 @@ from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.forecast import MemoryPlan, choose_policy
 from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
 from ltxgen.recipe.needs import forecaster_of, room_on
-from ltxgen.recipe.parts import DISTILLED, lora_artifact
+from ltxgen.recipe.parts import KNOWN_LORAS, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
+from ltxgen.recipe.sizes import with_source_sizes
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype, resolve_kernels
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import Setting, Stage, setting_for
+from ltxgen.stage.protocol import Setting, Stage, request_fields, setting_for
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
 
     `local_rank` is the number of this process on its machine, which gets the GPU of that number.
     """
-    problems: list[Problem] = []
+    recipe, problems = with_source_sizes(recipe)
     device = _or_note(lambda: resolve_device(recipe.runtime.device, local_rank), torch.device("cpu"), problems)
     dtype = _or_note(lambda: resolve_dtype(recipe.runtime.dtype, device), torch.float32, problems)
     notes: list[str] = []
@@ -95,7 +96,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     numerics = Numerics.named(recipe.runtime.numerics)
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = _built(recipe, setting)
-    problems += _unbuilt_problems(recipe)
+    problems += _unused_problems(recipe)
     problems += launch_problems(recipe.parallel)
     here = gpu_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
     sizes = _size_problems(recipe, stages)
@@ -108,7 +109,8 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     resolution = resolve_all(specs, places, log)
     problems += resolution.problems
     model = _transformer_config(resolution.artifacts.get("checkpoint"))
-    work = {} if sizes else {name: stage.work for name, stage in stages.items() if stage.work is not None}
+    setting = dataclasses.replace(setting, artifacts=resolution.artifacts)
+    work = {} if sizes else _work(_built(recipe, setting))
     cost = None if model is None else cost_model(recipe, model, work, device, dtype)
     parallel, wrong = parallel_plan(recipe, stages, cost)
     problems += wrong
@@ -126,13 +128,9 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     problems += checked.problems
 
     graphed_tokens = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel), 0, problems)
-    setting = dataclasses.replace(
-        setting, artifacts=resolution.artifacts, parallel=parallel, graphed_tokens=graphed_tokens
-    )
+    setting = dataclasses.replace(setting, parallel=parallel, graphed_tokens=graphed_tokens)
     stages = _built(recipe, setting)
-    shapes: dict[str, Any] = {}
-    for stage in stages.values():
-        problems += stage.infer(shapes)
+    problems += _inferred(stages)
     problems += _output_problems(recipe)
     memory = None
     if not problems and parallel is not None:
@@ -164,6 +162,17 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
     return {name: config.build(name, setting_for(config, setting)) for name, config in recipe.stages.items()}
+
+
+def _inferred(stages: Mapping[str, Stage]) -> list[Problem]:
+    """Tell every stage what is known of the values that it will read; what they see wrong."""
+    shapes: dict[str, Any] = {}
+    return [problem for stage in stages.values() for problem in stage.infer(shapes)]
+
+
+def _work(stages: Mapping[str, Stage]) -> dict[str, Work]:
+    _inferred(stages)  # what is wrong is said once, by the stages that know their ranks
+    return {name: work for name, stage in stages.items() if (work := stage.work) is not None}
 
 
 def _memory_plan(
@@ -211,7 +220,10 @@ def _attention_plan(
     video, audio = (None, None) if model is None else (model.video.head_dim, model.audio.head_dim)
     passes = [stage.num_passes for stage in stages.values() if stage.num_passes]
     needs_lse = () if parallel is None else parallel.roles_with_lse(passes)
-    specs = role_specs(Side(video, longest.video), Side(audio, longest.audio), TEXT_TOKENS, needs_lse=needs_lse)
+    # A role that has a mask in some stages only has a second backend for those.
+    masked = frozenset.intersection(*(frozenset(each.masked) for each in work.values())) if work else ()
+    sides = Side(video, longest.video), Side(audio, longest.audio)
+    specs = role_specs(*sides, TEXT_TOKENS, masked=masked, needs_lse=needs_lse)
     return choose(recipe.attention, DeviceFacts.of(device), dtype, specs)
 
 
@@ -223,7 +235,7 @@ def component_names(stages: Mapping[str, Stage]) -> tuple[str, ...]:
 def artifact_specs(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[ArtifactSpec, ...]:
     """The artifacts that `stages` need: those of their components, then those of their LoRAs."""
     loras = dict.fromkeys(name for stage in stages.values() for request in stage.parts for name, _ in request.loras)
-    known = [name for name in loras if name == DISTILLED or name in recipe.artifacts.loras]
+    known = [name for name in loras if name in KNOWN_LORAS or name in recipe.artifacts.loras]
     components = dict.fromkeys(artifact_of(name) for name in component_names(stages))
     return tuple(_spec(recipe, name) for name in itertools.chain(components, map(lora_artifact, known)))
 
@@ -272,11 +284,15 @@ def _graphed_tokens(rule: str, device: torch.device, parallel: ParallelPlan | No
     return 0
 
 
-def _unbuilt_problems(recipe: Recipe) -> list[Problem]:
-    """What the schema has room for and no stage does yet: refused, never ignored."""
-    if not recipe.request.images:
-        return []
-    return [Problem("request.images", MISSING, "image conditioning is not in this version; remove it")]
+def _unused_problems(recipe: Recipe) -> list[Problem]:
+    """What the request gives to start from and no stage can see."""
+    seen = {name for config in recipe.stages.values() for name in request_fields(config)}
+    given = {name: getattr(recipe.request, name) for name in GIVEN if name not in seen}
+    files = {f"{name}.path": value.path for name, value in given.items() if hasattr(value, "path")}
+    lists = {name: value for name, value in given.items() if f"{name}.path" not in files}
+    lists = {name: [getattr(each, "path", each) for each in value or ()] for name, value in lists.items()}
+    message = "no stage of this recipe takes it; leave it out, or choose a recipe that does (`ltxgen ls recipe`)"
+    return [Problem(f"request.{name}", value, message) for name, value in (files | lists).items() if value]
 
 
 def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:
@@ -293,7 +309,7 @@ def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]
 
 
 def _lora_name_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:
-    known = (DISTILLED, *recipe.artifacts.loras)
+    known = (*KNOWN_LORAS, *recipe.artifacts.loras)
     return [
         Problem(
             f"stages.{name}.loras.{lora}",

@@ -41,7 +41,7 @@ from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream
 
 TENSORS = "tensors.safetensors"
 MANIFEST = "manifest.json"
-RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml", INPUTS, MANIFEST})
+RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", "sound.wav", TENSORS, "recipe.yaml", INPUTS, MANIFEST})
 PARTIAL, LOCK = ".partial-", ".lock"  # the hidden folder of a run, and the file in it that a living run has locked
 STARTING_SECONDS = 60.0  # by then a new hidden folder has its lock
 

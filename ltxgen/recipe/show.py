@@ -17,10 +17,12 @@ from ltxgen.runtime.memory import format_bytes
 def show_plan(plan: Plan, console: Console) -> None:
     """Print what would run, where each file comes from and what was passed over, and the notes."""
     request = plan.recipe.request
+    has_video = any(name.endswith(".video") for stage in plan.stages.values() for name in stage.writes)
+    size = f"{request.width}x{request.height}" if has_video else "sound alone"
     seconds = float(request.num_frames / request.fps)
     console.print(
-        f"[bold]{plan.recipe.name}[/]: {request.width}x{request.height}, {request.num_frames} frames at {request.fps} "
-        f"per second ({seconds:.2f} s), seed {request.seed}\n"
+        f"[bold]{plan.recipe.name}[/]: {size}, {request.num_frames} frames at {request.fps} per second "
+        f"({seconds:.2f} s), seed {request.seed}\n"
         f"{plan.device}, {str(plan.dtype).removeprefix('torch.')}, numerics {plan.numerics.name}, attention "
         f"{plan.recipe.attention.kind}, precision {plan.recipe.precision.kind}, parallel {plan.recipe.parallel.kind}, "
         f"kernels {'fused' if plan.fused else 'plain'}, compile {'blocks' if plan.compiles else 'none'}"

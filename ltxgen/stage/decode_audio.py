@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import Any, ClassVar
 
 from ltxgen.config.errors import Problem
+from ltxgen.media.sound import Sound
 from ltxgen.models.vocoder import VocoderConfig
 from ltxgen.registry import register
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting
@@ -17,18 +16,12 @@ from ltxgen.stage.protocol import PartRequest, RunContext, Setting
 ACTIVATION_COPIES = 6
 
 
-@dataclass(frozen=True)
-class Sound:
-    """A waveform (1, 2, samples) in [-1, 1] and its samples per second."""
-
-    waveform: Tensor
-    sample_rate: int
-
-
 @register("stage", "decode_audio")
 @dataclass(frozen=True)
 class DecodeAudioConfig:
     """`source` names the denoise stage whose sound is kept; null lets `runtime.numerics` choose (base or refine)."""
+
+    request_fields: ClassVar = ("num_frames", "fps")
 
     source: str | None = None
 

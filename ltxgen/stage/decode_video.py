@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -62,6 +62,8 @@ class DecodeVideoConfig:
 
     `kernels`: `plain` layers, or `fused` ones for GPUs, or `auto`, which takes the fused ones where they run.
     """
+
+    request_fields: ClassVar = ()
 
     video: str
     tiling: Literal["auto"] | TilingConfig | None = None

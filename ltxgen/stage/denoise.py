@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ltxgen.artifacts.lora import IC_LORA
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import MISSING, Problem
-from ltxgen.config.schema import Check, Kind, PositiveFraction, PositiveInt
+from ltxgen.config.schema import Check, Kind, PositiveFraction, PositiveInt, UnitFloat
+from ltxgen.diffusion.conditions import joined, total_appended, weakened
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
 from ltxgen.diffusion.latents import LatentState, NoiseLevels, apply_noise, to_denoised
@@ -31,6 +33,9 @@ from ltxgen.stage.checkpoints import Checkpoints
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting
 
 Steps = Annotated[int, Check(f"must be at least {MIN_STEPS}", lambda steps: steps >= MIN_STEPS)]
+Modalities = Annotated[
+    tuple[Literal["video", "audio"], ...], Check("must be [video, audio] or [audio]", lambda which: "audio" in which)
+]
 NOISE = "noise"  # the run's generator, which every denoise stage draws from in turn
 
 
@@ -40,9 +45,13 @@ class DenoiseConfig:
     """A schedule (`steps`, or `sigmas` themselves), a sampler, a guidance, LoRAs, and where to start from.
 
     `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
-    from noise. Every `checkpoint_every` steps, if that is set, it is kept how far the stage is: an interrupted run goes
-    on from there.
+    from noise. `conditions` names what is known beforehand, in the order in which it applies; of references among it,
+    `reference_attention` is how much they are attended to. `modalities` may be sound alone: the video half of the
+    transformer is then not even loaded. Every `checkpoint_every` steps, if that is set, it is kept how far the stage
+    is: an interrupted run goes on from there.
     """
+
+    request_fields: ClassVar = ("height", "width", "num_frames", "fps")
 
     sampler: Annotated[Any, Kind("sampler")]
     guidance: Annotated[Any, Kind("guidance")]
@@ -53,6 +62,9 @@ class DenoiseConfig:
     loras: dict[str, float] = field(default_factory=dict)
     video: str | None = None
     audio: str | None = None
+    conditions: tuple[str, ...] = ()
+    reference_attention: UnitFloat = 1.0
+    modalities: Modalities = ("video", "audio")
     checkpoint_every: PositiveInt | None = field(default=None, metadata={"changes_output": False})
 
     def build(self, name: str, setting: Setting) -> Denoise:
@@ -60,7 +72,8 @@ class DenoiseConfig:
 
 
 class Denoise:
-    """Writes `<name>.video` (1,C,F,H,W) and `<name>.audio` (1,C,T,M), normalised latents."""
+    """Writes `<name>.video` (1,C,F,H,W) and `<name>.audio` (1,C,T,M), normalised latents; the latter alone for sound
+    alone."""
 
     makes_stream = False
 
@@ -69,13 +82,16 @@ class Denoise:
         self.name = name
         self.setting = setting
         sources = (config.video, config.audio)
-        self.reads = (NOISE, config.context, *(source for source in sources if source is not None))
-        self.writes = (NOISE, f"{name}.video", f"{name}.audio")
-        self.parts = (PartRequest("transformer", setting.dtype, tuple(config.loras.items())),)
+        self.reads = (NOISE, config.context, *(source for source in sources if source is not None), *config.conditions)
+        self.has_video = "video" in config.modalities
+        self.writes = (NOISE, *(f"{name}.{modality}" for modality in ("video", "audio")[not self.has_video :]))
+        self.transformer = "transformer" if self.has_video else "audio_transformer"
+        self.parts = (PartRequest(self.transformer, setting.dtype, tuple(config.loras.items())),)
         # Whole pixels that stay whole latents: 32 at scale 1, 64 at 1/2, 48 at 2/3.
-        self.size_multiple = (VideoGrid.spatial_factor / config.scale).numerator
+        self.size_multiple = (VideoGrid.spatial_factor / config.scale).numerator if self.has_video else 1
         self.guidance: Guidance = config.guidance.build(setting.numerics)
         self.sampler = config.sampler.build()
+        self.appended = total_appended([])  # once `infer` knows
 
     @property
     def sigmas(self) -> Tensor:
@@ -84,6 +100,10 @@ class Denoise:
             return torch.tensor(self.config.sigmas, dtype=torch.float32)
         assert self.config.steps is not None, "infer refuses a stage without a schedule"
         return ltx_sigmas(self.config.steps)
+
+    @property
+    def grids(self) -> Pair[Any]:
+        return Pair(self.video_grid if self.has_video else None, self.audio_grid)
 
     @property
     def video_grid(self) -> VideoGrid:
@@ -96,25 +116,32 @@ class Denoise:
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         problems = [*self._schedule_problems(), *self._guidance_problems(shapes)]
+        self.appended = total_appended([shapes[name] for name in self.config.conditions if name in shapes])
+        problems += self._reference_problems(shapes)
         request = self.setting.request
         if request.height % self.size_multiple or request.width % self.size_multiple:
             return problems  # the plan says so, once for all stages
-        video, audio = self.video_grid, self.audio_grid
-        wanted = (video.frames, video.height, video.width)
-        given = shapes.get(self.config.video or "", wanted)
-        if given != wanted:
-            message = (
-                f"holds {_by(given)} latents (frames x height x width), and at scale {self.config.scale} this stage "
-                f"works on {_by(wanted)}; match its scale to the upscaler"
-            )
-            problems.append(Problem(f"stages.{self.name}.video", self.config.video, message))
-        if audio.frames < 1:
+        if self.has_video:
+            problems += self._video_problems(shapes)
+        if self.audio_grid.frames < 1:
             problems.append(
                 Problem("request.fps", self.setting.request.fps, "too high: the sound would have no length")
             )
-        shapes[f"{self.name}.video"] = wanted
-        shapes[f"{self.name}.audio"] = (audio.frames,)
+        shapes[f"{self.name}.audio"] = (self.audio_grid.frames,)
         return problems
+
+    def _video_problems(self, shapes: dict[str, Any]) -> list[Problem]:
+        """Whether what comes in has the stage's size; notes what comes out."""
+        grid = self.video_grid
+        wanted = shapes[f"{self.name}.video"] = (grid.frames, grid.height, grid.width)
+        given = shapes.get(self.config.video or "", wanted)
+        if given == wanted:
+            return []
+        message = (
+            f"holds {_by(given)} latents (frames x height x width), and at scale {self.config.scale} this stage "
+            f"works on {_by(wanted)}; match its scale to the upscaler"
+        )
+        return [Problem(f"stages.{self.name}.video", self.config.video, message)]
 
     def activation_bytes(self, free_bytes: int) -> int:
         parallel, work = self.setting.parallel, self.work
@@ -143,7 +170,12 @@ class Denoise:
         if self._schedule_problems():
             return None
         steps = tuple(self.guidance.passes(step) for step in range(len(self.sigmas) - 1))
-        return Work(steps, Pair(self.video_grid.num_tokens, self.audio_grid.num_tokens))
+        tokens = self.grids.map(lambda grid, more: grid.num_tokens + more.tokens, self.appended)
+        is_masked = self.appended.map(
+            lambda more: more.attention is not None and more.attention * self.config.reference_attention < 1
+        )
+        roles = [f"{modality}_self" for modality, masked in vars(is_masked).items() if masked]
+        return Work(steps, tokens, masked=tuple(roles))
 
     @property
     def num_passes(self) -> int:
@@ -156,15 +188,15 @@ class Denoise:
         states = self._initial_states(state, sigmas[0].item(), context)
         assert self.setting.parallel is not None, "a plan that can run knows its ranks"
         parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type)
-        denoiser = Denoiser(self, parallel, parts["transformer"], state[self.config.context], states, context)
+        denoiser = Denoiser(self, parallel, parts[self.transformer], state[self.config.context], states, context)
         context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
         final: Any = self._sample(states, sigmas, denoiser, state[NOISE], context)
-        tokens = final.map(lambda state: state.without_appended().latents)
-        video, audio = self.video_grid.unpatchify(tokens.video), self.audio_grid.unpatchify(tokens.audio)
-        context.record(f"{self.name}.final.video", video)
-        context.record(f"{self.name}.final.audio", audio)
+        latents = self.grids.map(lambda grid, state: grid.unpatchify(state.result), final)
+        written = {f"{self.name}.{modality}": value for modality, value in vars(latents).items() if value is not None}
+        for name, value in written.items():
+            context.record(name.replace(".", ".final."), value)
         context.report("communication", parallel.communication)
-        return {NOISE: state[NOISE], f"{self.name}.video": video, f"{self.name}.audio": audio}
+        return {NOISE: state[NOISE], **written}
 
     def _sample(
         self,
@@ -188,23 +220,29 @@ class Denoise:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""
         numerics, device, dtype = self.setting.numerics, self.setting.device, self.setting.dtype
         source: NoiseSource = state[NOISE]
+        known = weakened(joined([state[each] for each in self.config.conditions]), self.config.reference_attention)
 
         def start(modality: str, grid: VideoGrid | AudioGrid, name: str | None, positions: Tensor) -> LatentState:
             shape = (1, grid.num_tokens, grid.token_width)
             tokens = torch.zeros(shape, dtype=dtype, device=device) if name is None else grid.patchify(state[name])
-            noise = source.draw(shape)
-            noised = apply_noise(LatentState.from_tokens(tokens, positions.to(device)), noise, sigma, numerics)
+            clean = LatentState.from_tokens(tokens, positions.to(device))
+            for condition in getattr(known, modality):
+                clean = condition.apply(clean, numerics)
+            noise = source.draw(clean.latents.shape)
+            noised = apply_noise(clean, noise, sigma, numerics)
             context.record(f"{self.name}.noise.{modality}", noise)
             context.record(f"{self.name}.noised.{modality}", noised.latents)
             context.record(f"{self.name}.positions.{modality}", noised.positions)
             return noised
 
-        video, audio = self.video_grid, self.audio_grid
-        in_space = video_positions(video, self.setting.request.fps, numerics.video_position_dtype or dtype)
-        return Pair(
-            start("video", video, self.config.video, in_space),
-            start("audio", audio, self.config.audio, audio_positions(audio)),
-        )
+        def start_video() -> LatentState:
+            positions = video_positions(
+                self.video_grid, self.setting.request.fps, numerics.video_position_dtype or dtype
+            )
+            return start("video", self.video_grid, self.config.video, positions)
+
+        video = start_video() if self.has_video else None
+        return Pair(video, start("audio", self.audio_grid, self.config.audio, audio_positions(self.audio_grid)))
 
     def _schedule_problems(self) -> list[Problem]:
         where = f"stages.{self.name}"
@@ -213,6 +251,23 @@ class Denoise:
         wrong = self.config.sigmas is not None and sigmas_problem(self.config.sigmas)
         return [Problem(f"{where}.sigmas", list(self.config.sigmas or ()), wrong)] if wrong else []
 
+    def _reference_problems(self, shapes: Mapping[str, Any]) -> list[Problem]:
+        """An IC-LoRA and references go together."""
+        if any(name not in shapes for name in self.config.conditions):
+            return []  # what keeps them from being known is said elsewhere
+        where, strength = f"stages.{self.name}.loras", self.config.loras.get(IC_LORA, 0.0)
+        has_references = any(more is not None and more.attention is not None for more in vars(self.appended).values())
+        if has_references and not strength:
+            message = f"the references that this stage reads mean nothing without an IC-LoRA; set {where}.{IC_LORA}=1.0"
+            return [Problem(f"{where}.{IC_LORA}", strength, message)]
+        if strength and not has_references:
+            message = (
+                f"is missing: stage {self.name} has an IC-LoRA, which works from references; give "
+                f"request.references=[{{path: FILE}}], or take the LoRA out with {where}.{IC_LORA}=0"
+            )
+            return [Problem("request.references", MISSING, message)]
+        return []
+
     def _guidance_problems(self, shapes: Mapping[str, Any]) -> list[Problem]:
         passes = self.guidance.passes(0)
         where = f"stages.{self.name}.guidance"
@@ -220,6 +275,9 @@ class Denoise:
         known = shapes.get(self.config.context, ())
         if known and any(each.context not in known for each in passes):
             problems.append(Problem(where, MISSING, "needs the negative prompt, which the prompt stage leaves out"))
+        if known and self.has_video and "video" not in known:
+            message = "holds no prompt for video; set video: true in the stage that encodes it"
+            problems.append(Problem(f"stages.{self.name}.context", self.config.context, message))
         checkpoint = self.setting.artifacts.get("checkpoint")
         if checkpoint is None:
             return problems
@@ -250,6 +308,7 @@ class Denoiser:
     ) -> None:
         self.name = stage.name
         self.device = stage.setting.device
+        self.numerics = stage.setting.numerics
         self.guidance = stage.guidance
         self.parallel = parallel
         self.transformer = graphed(parallel.wrap(transformer), stage.setting.graphed_tokens)
@@ -276,21 +335,33 @@ class Denoiser:
 
     def _predict(self, states: Pair[LatentState], sigma: float, passes: Sequence[Pass]) -> list[Pair[Tensor]]:
         """The clean latents that each of `passes` predicts."""
-        level = torch.full((1,), sigma, dtype=torch.float32, device=self.device)
         timesteps = self.levels.map(lambda levels: levels.timesteps(sigma))
 
+        def level(state: LatentState) -> Tensor:
+            own = state.modality_sigma(sigma, self.numerics)
+            return torch.full((1,), own, dtype=torch.float32, device=self.device)
+
+        levels = states.map(level)
+
         def modality(
-            state: LatentState, levels: NoiseLevels, times: Tensor, text: Tensor, enabled: bool
+            state: LatentState, masks: NoiseLevels, times: Tensor, level: Tensor, text: Tensor, enabled: bool
         ) -> ModalityInput:
             return ModalityInput(
-                state.latents, times, level, state.positions, text, timestep_index=levels.index, enabled=enabled
+                state.latents,
+                times,
+                level,
+                state.positions,
+                text,
+                timestep_index=masks.index,
+                attention_mask=state.attention,
+                enabled=enabled,
             )
 
         def inputs(each: Pass) -> TransformerPass:
             prompt: Context | None = getattr(self.contexts, each.context)
             assert prompt is not None, "infer refuses a guidance whose contexts are not encoded"
-            texts = Pair(prompt.video, prompt.audio)
-            both = states.map(modality, self.levels, timesteps, texts, each.enabled)
+            texts = states.map(_text, _streams(prompt), _streams(self.contexts.positive))
+            both = states.map(modality, self.levels, timesteps, levels, texts, each.enabled)
             return TransformerPass(both.video, both.audio, each.perturbation)
 
         def denoised(velocities: Velocities) -> Pair[Tensor]:
@@ -306,6 +377,15 @@ class Denoiser:
             value = getattr(values, modality)
             if value is not None:
                 self.context.record(f"{self.name}.{name}.{modality}", value)
+
+
+def _streams(context: Context) -> Pair[Tensor]:
+    return Pair(context.video, context.audio)
+
+
+def _text(state: LatentState, own: Tensor, positive: Tensor) -> Tensor:
+    """What a modality reads in a pass that is for `own`."""
+    return positive if state.role == "given" else own
 
 
 def _by(sizes: tuple[int, ...]) -> str:

@@ -19,10 +19,12 @@ STATE_COPIES = 3
 @register("stage", "encode_prompt")
 @dataclass(frozen=True)
 class EncodePromptConfig:
-    """`negative: false` leaves the negative prompt out, for recipes without guidance."""
+    """`negative: false` leaves the negative prompt out, for recipes without guidance; `video: false` what only video
+    reads of a prompt, for recipes of sound alone."""
 
     request_fields: ClassVar = ("prompt", "negative_prompt", "default_negative_prompt")
     negative: bool = True
+    video: bool = True
 
     def build(self, name: str, setting: Setting) -> EncodePrompt:
         return EncodePrompt(self, name, setting)
@@ -44,11 +46,14 @@ class EncodePrompt:
         self.setting = setting
         self.device = setting.device
         self.writes = (f"{name}.context",)
-        names = ("tokenizer", "text_encoder", "text_projection", "video_connector", "audio_connector")
+        self.video = config.video
+        self.projection = "text_projection" if config.video else "audio_text_projection"
+        connectors = ("video_connector", "audio_connector") if config.video else ("audio_connector",)
+        names = ("tokenizer", "text_encoder", self.projection, *connectors)
         self.parts = tuple(PartRequest(part, setting.dtype) for part in names)
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
-        shapes[self.writes[0]] = frozenset(self.prompts)
+        shapes[self.writes[0]] = frozenset(self.prompts) | ({"video"} if self.video else set())
         return []
 
     def activation_bytes(self, free_bytes: int) -> int:
@@ -65,16 +70,17 @@ class EncodePrompt:
         encoded = {}
         for which, prompt in self.prompts.items():
             encoded[which] = self._encode(prompt, parts)
-            context.record(f"context.video.{which}", encoded[which].video)
-            context.record(f"context.audio.{which}", encoded[which].audio)
+            for modality in ("video", "audio") if self.video else ("audio",):
+                context.record(f"context.{modality}.{which}", getattr(encoded[which], modality))
             context.progress.advance()
         return {self.writes[0]: Contexts(encoded["positive"], encoded.get("negative"))}
 
     def _encode(self, prompt: str, parts: Mapping[str, Any]) -> Context:
         ids, mask = (tensor.to(self.device) for tensor in parts["tokenizer"](prompt))
         hidden = parts["text_encoder"](ids, mask)
-        video, audio = parts["text_projection"](hidden, mask)
-        return Context(parts["video_connector"](video, mask), parts["audio_connector"](audio, mask))
+        video, audio = parts[self.projection](hidden, mask)
+        in_video = parts["video_connector"](video, mask) if self.video else None
+        return Context(in_video, parts["audio_connector"](audio, mask))
 
 
 def negative_prompt(setting: Setting) -> str:

@@ -34,9 +34,9 @@ class PartRequest:
 class Setting:
     """The facts of a run that its stages may know before anything loads.
 
-    `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Both are
-    there once the files are known, which takes stages to ask for them: a plan builds its stages twice. Denoising steps
-    of up to `graphed_tokens` video tokens are recorded as CUDA graphs.
+    `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Stages
+    ask for the files, and what they then know of their work decides about the ranks: a plan builds its stages anew each
+    time that it knows more. Denoising steps of up to `graphed_tokens` video tokens are recorded as CUDA graphs.
     """
 
     request: Request
@@ -53,6 +53,12 @@ def request_fields(config: Any) -> tuple[str, ...]:
     which stages know as the run's noise. They are part of what its output is stored under."""
     every = tuple(field.name for field in dataclasses.fields(Request) if field.name != "seed")
     return getattr(config, "request_fields", every)
+
+
+def metadata_artifacts(config: Any) -> tuple[str, ...]:
+    """Artifacts whose metadata, rather than weights, a stage of this config reads: also part of what its output is
+    stored under."""
+    return getattr(config, "metadata_artifacts", ())
 
 
 class SeenRequest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import Problem
@@ -21,6 +21,8 @@ ACTIVATION_COPIES = 5
 @dataclass(frozen=True)
 class UpsampleConfig:
     """Which upscaler enlarges which video latent."""
+
+    request_fields: ClassVar = ()
 
     video: str
     upscaler: Literal["spatial_upscaler", "temporal_upscaler"] = "spatial_upscaler"

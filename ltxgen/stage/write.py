@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ Preset = Literal[
 @dataclass(frozen=True)
 class WriteConfig:
     """H.264 by libx264 (`crf` from 0, lossless, to 51) and AAC."""
+
+    request_fields: ClassVar = ("num_frames", "fps")
 
     frames: str
     waveform: str

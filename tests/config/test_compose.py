@@ -50,7 +50,9 @@ def test_a_recipe_needs_no_plus():
 def test_a_recipe_of_the_package():
     config = composed(RECIPE)
     assert config["name"] == "ltx23_two_stage"
-    assert list(config["stages"]) == ["prompt", "base", "upsample", "refine", "decode_video", "decode_audio", "write"]
+    images = ["base_images", "refine_images"]
+    later = ["base", "upsample", "refine", "decode_video", "decode_audio", "write"]
+    assert list(config["stages"]) == ["prompt", *images, *later]
     assert parse_recipe(config).stages["base"].steps == 30
 
 
@@ -218,7 +220,8 @@ def test_what_cannot_be_applied_is_named(word: str, message: str):
 
 def test_unknown_recipe():
     (text,) = refused("+recipe=ltx23_two_stag")
-    assert text.startswith("recipe = ltx23_two_stag: no such recipe; there are ltx23_two_stage")
+    assert text.startswith("recipe = ltx23_two_stag: no such recipe; there are ltx23_")
+    assert "ltx23_two_stage" in text.partition("did you mean")[0]
     assert text.endswith("did you mean 'ltx23_two_stage'?")
 
 
@@ -253,7 +256,7 @@ def test_groups_and_their_first_sentences(project):
     project("recipes/own.yaml", "# Three words here. And more.\n# ltxgen +recipe=own\nname: own\n")
     groups = compose.groups()
     assert next(iter(groups)) == "recipe"
-    assert groups["recipe"] == ["ltx23_two_stage", "own"]
+    assert {"ltx23_two_stage", "own"} <= set(groups["recipe"])
     assert set(groups) >= {"request", "model", "artifacts", "parallel", "attention", "stage", "sampler", "guidance"}
     assert compose.first_comment("recipe", "own") == "Three words here."
     assert compose.first_comment("model", "ltx23") == "LTX-2.3, 22B: picture and sound."

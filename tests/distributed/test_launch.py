@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -116,6 +117,26 @@ def test_two_ranks_give_the_video_of_one(start, stored_run, tiny_words, tmp_path
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["parallel"]["num_processes"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert job.processes() == []
+
+
+def test_two_ranks_share_a_run_from_pictures_and_references(start, run_ltxgen, tmp_path: Path):
+    """Appended tokens and a mask between them, cut into two shards of unequal content."""
+    Image.radial_gradient("L").save(tmp_path / "a.png")
+    size = ("request.height=64", "request.width=64", "request.num_frames=9", "stages.base.sigmas=[1.0,0.5,0.0]")
+    images = "request.images=[{path: a.png}, {path: a.png, frame: -1, strength: 0.5}]"
+    references = ("request.references=[{path: a.png}]", "stages.base.reference_attention=0.5")
+    words = ("+recipe=ltx23_ic_lora", "model=ltx23_tiny", *size, images, *references, "output.tensors=true")
+    job = start(*words, "output.dir=two", "runtime.threads=1", "parallel=ulysses", RANKS)
+    alone = run_ltxgen(*words, "output.dir=one", cwd=tmp_path)
+    code, _, err = job.wait()
+    assert code == 0, err
+    assert alone.code == 0, alone.err
+    mine, theirs = (load_file(tmp_path / name / "tensors.safetensors") for name in ("two", "one"))
+    assert mine.keys() == theirs.keys()
+    assert mine["base.noise.video"].shape[1] == 2 + 1 + 1
+    for name, wanted in theirs.items():
+        levels = 1 if name == "frames" else 1e-4  # 8-bit values, truncated
+        torch.testing.assert_close(mine[name].float(), wanted.float(), atol=levels, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize(

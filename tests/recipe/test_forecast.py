@@ -44,7 +44,8 @@ def test_peaks_are_within_a_tenth_of_the_measured_ones(full_size: Plan):
     assert full_size.dtype == torch.bfloat16
     assert full_size.memory is not None
     stages = full_size.memory.forecast.stages
-    predicted = {name: peak.device / GIB for name, peak in stages.items()}
+    assert stages.keys() - MEASURED.keys() == {"base_images", "refine_images"}  # which have nothing to do here
+    predicted = {name: stages[name].device / GIB for name in MEASURED}
     assert predicted == pytest.approx(MEASURED, rel=0.1)
     assert all(peak.host == 0 for peak in stages.values())
 
@@ -75,7 +76,7 @@ def test_a_plan_shows_every_stages_memory(run_ltxgen, tiny_words, tmp_path: Path
     out = " ".join(result.out.split())
     assert re.search(r"memory: last_use [\d.]+ MiB \(auto\), at most in \w+, of 140 GiB that can be had", out)
     (peaks,) = re.findall("memory: peak of each stage: (.*?) memory:", out)
-    assert [each.split()[0] for each in peaks.split(", ")] == list(MEASURED)
+    assert [each.split()[0] for each in peaks.split(", ") if "images" not in each] == list(MEASURED)
     assert re.search(r"memory: others at least: resident [\d.]+ MiB, swap [\d.]+ MiB \(host [\d.]+ MiB\), stream", out)
 
 

@@ -183,7 +183,8 @@ def test_the_manifest(stored_run, tiny_set):
         assert artifact["file"] == tiny_set.file(name).name
         assert "random" in artifact["why"]
     stages = manifest["stages"]
-    assert list(stages) == ["prompt", "base", "upsample", "refine", "decode_video", "decode_audio", "write"]
+    images = ["base_images", "refine_images"]
+    assert list(stages) == ["prompt", *images, "base", "upsample", "refine", "decode_video", "decode_audio", "write"]
     for name, stage in stages.items():
         assert stage["seconds"] >= 0, name
         assert stage["load_seconds"] >= 0, name

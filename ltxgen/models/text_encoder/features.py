@@ -67,6 +67,8 @@ def _version(config: Mapping[str, Any]) -> Literal["v1", "v2"]:
 class FeatureExtractorV2(nn.Module):
     """LTX-2.3: every state of every token is brought to unit RMS, then projected once per modality."""
 
+    video_aggregate_embed: nn.Linear | None
+
     def __init__(self, config: FeatureExtractorConfig) -> None:
         super().__init__()
         in_features = config.text_width * config.num_states
@@ -74,7 +76,12 @@ class FeatureExtractorV2(nn.Module):
         self.video_aggregate_embed = nn.Linear(in_features, config.video_width)
         self.audio_aggregate_embed = nn.Linear(in_features, config.audio_width)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def without_video(self) -> Self:
+        """This extractor itself, for recipes of sound alone: half of the input of the connectors."""
+        self.video_aggregate_embed = None
+        return self
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor]:
         """`hidden` (B,S,D,L) and `mask` (B,S), non-zero on real tokens -> (B,S,W_video), (B,S,W_audio).
 
         Rows of pads come out as the bias; the connectors replace them.
@@ -82,7 +89,8 @@ class FeatureExtractorV2(nn.Module):
         inverse_rms = (hidden.square().mean(dim=2, keepdim=True) + EPS).rsqrt()
         normed = (hidden * inverse_rms).flatten(2)
         normed.masked_fill_(~mask.bool()[..., None], 0)
-        return self._project(self.video_aggregate_embed, normed), self._project(self.audio_aggregate_embed, normed)
+        video = None if self.video_aggregate_embed is None else self._project(self.video_aggregate_embed, normed)
+        return video, self._project(self.audio_aggregate_embed, normed)
 
     def _project(self, linear: nn.Linear, normed: Tensor) -> Tensor:
         # Scaling the input and not the weight keeps the official rounding in bf16.

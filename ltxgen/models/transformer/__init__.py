@@ -7,6 +7,7 @@ from ltxgen.models.transformer.inputs import BlockInputs, Hidden, ModalityInput,
 from ltxgen.models.transformer.model import PassesModel, Transformer, Velocities
 from ltxgen.models.transformer.passes import BATCHED_TOKENS, Fork, TransformerPass, forks
 from ltxgen.models.transformer.perturbation import BlockPerturbation, Perturbation
+from ltxgen.models.transformer.sound import is_for_sound, without_video
 
 __all__ = [
     "BATCHED_TOKENS",
@@ -28,5 +29,7 @@ __all__ = [
     "TransformerPass",
     "Velocities",
     "forks",
+    "is_for_sound",
     "sdpa",
+    "without_video",
 ]

@@ -62,10 +62,12 @@ def _across(config: TransformerConfig, T: int, T_audio: int, num_shards: int) ->
     return Flops(linear, 4 * A * (own * T_audio + own_audio * T))
 
 
-def block_parameters(config: TransformerConfig) -> int:
-    """Weights of one block's linear layers, which is all of it but a few thousandths."""
+def block_parameters(config: TransformerConfig, *, has_video: bool = True) -> int:
+    """Weights of one block's linear layers, which is all of it but a few thousandths; without video of those that are
+    for sound alone."""
+
+    def stream(own: StreamConfig) -> int:
+        return 14 * own.width**2 + 2 * own.context_dim * own.width
+
     C, A = config.video.width, config.audio.width
-    streams = sum(
-        14 * stream.width**2 + 2 * stream.context_dim * stream.width for stream in (config.video, config.audio)
-    )
-    return streams + 4 * C * A + 4 * A * A
+    return stream(config.audio) + (stream(config.video) + 4 * C * A + 4 * A * A if has_video else 0)

@@ -225,11 +225,11 @@ class Transformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of activations."""
-        return self.patchify_proj.weight.dtype
+        return self.audio_patchify_proj.weight.dtype  # sound is always there: see sound.py
 
     @property
     def _device(self) -> torch.device:
-        return self.patchify_proj.weight.device
+        return self.audio_patchify_proj.weight.device
 
     @property
     def _video(self) -> StreamModules:

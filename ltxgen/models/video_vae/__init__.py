@@ -1,7 +1,7 @@
 """The video VAE of LTX-2.3 and LTX-2: pixels to normalised latents and back, whole or in overlapping tiles."""
 
 from ltxgen.models.video_vae.budget import DecodeCost, EncodeCost, fit_tiling, least_bytes
-from ltxgen.models.video_vae.choice import Kernels, decode_cost, decoder_for, encoder_for
+from ltxgen.models.video_vae.choice import Kernels, decode_cost, decoder_for, encode_cost, encoder_for
 from ltxgen.models.video_vae.config import Resample, ResStage, VideoVAEConfig
 from ltxgen.models.video_vae.decoder import VideoDecoder
 from ltxgen.models.video_vae.encoder import VideoEncoder
@@ -30,6 +30,7 @@ __all__ = [
     "decode_cost",
     "decode_tiled",
     "decoder_for",
+    "encode_cost",
     "encode_tiled",
     "encoder_for",
     "fit_tiling",

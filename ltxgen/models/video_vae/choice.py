@@ -41,6 +41,13 @@ def encoder_for(encoder: VideoEncoder, kernels: Kernels = "auto") -> tuple[Encod
     return encodes, EncodeCost(encoder.config, _COPIES[way], weight.dtype.itemsize)
 
 
+def encode_cost(
+    config: VideoVAEConfig, device: torch.device, dtype: torch.dtype, kernels: Kernels = "auto"
+) -> EncodeCost:
+    """What the choice of `encoder_for` costs, before there is an encoder."""
+    return EncodeCost(config, _COPIES[_way(device, dtype, kernels)], dtype.itemsize)
+
+
 def decode_cost(config: VideoVAEConfig, device: torch.device, dtype: torch.dtype, kernels: Kernels) -> DecodeCost:
     """What decoding costs the way that `decoder_for` takes."""
     return _cost(config, _way(device, dtype, kernels), dtype)
