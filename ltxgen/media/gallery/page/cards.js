@@ -45,8 +45,7 @@ function makeCard(run) {
   card.run = run;
   card.append(run.video ? shownVideo(run, card) : missingVideo(run));
   if (run.video?.sound) card.append(soundStrip(run));
-  card.append(caption(run));
-  if (run.stages.length) card.append(timeBar(run, run.stages));
+  card.append(parameters(run), foot(run));
   card.addEventListener("keydown", (event) => {
     if (event.target === card && event.key === "Enter") showDetails(run);
   });
@@ -119,19 +118,23 @@ function soundStrip(run) {
   return strip;
 }
 
-function caption(run) {
+function parameters(run) {
   const values = el("dl.values");
   for (const { key, label } of PARAMETERS) {
     values.append(el("div", { "data-key": key }, el("dt", { title: key }, label), el("dd", { title: valueOf(run, key) }, valueOf(run, key))));
   }
-  if (DATA.kind === "sweep" && !PARAMETERS.length) values.append(el("div", {}, el("dt", {}, "run"), el("dd", {}, run.name)));
-  const took = run.seconds == null ? run.status === "done" ? "" : run.status : seconds(run.seconds);
+  if (!PARAMETERS.length) values.append(el("div", {}, el("dt", {}, "run"), el("dd", {}, run.name)));
+  return values;
+}
+
+function foot(run) {
+  const took = run.seconds == null ? "" : seconds(run.seconds);
   const more = el("button.more", { type: "button", "aria-label": `Details of ${nameOf(run)}`, title: "Details (Enter)", onclick: () => showDetails(run) }, icon("info"));
-  return el("div.caption", {}, values, el("span.took", {}, took), more);
+  return el("div.foot", {}, run.stages.length ? timeBar(run, run.stages) : el("span.bar"), el("span.took", {}, took), more);
 }
 
 function timeBar(run, stages) {
-  const bar = el("div.bar", { role: "img" });
+  const bar = el("span.bar", { role: "img" });
   const told = [];
   for (const stage of stages) {
     const part = el("span.part", { title: `${stage.name}: ${seconds(stage.seconds)}${stage.from === "cache" ? ", from the cache" : ""}` });

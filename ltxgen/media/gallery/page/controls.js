@@ -216,6 +216,7 @@ function showHelp() {
 }
 for (const box of document.querySelectorAll("dialog")) {
   box.addEventListener("click", (event) => event.target === box && box.close()); // on what is around it
+  box.addEventListener("close", () => box.contains(document.activeElement) && document.activeElement.blur());
 }
 
 // In the address, so that a reload or a bookmark shows the same.
