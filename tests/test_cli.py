@@ -62,7 +62,8 @@ def test_the_usage_names_every_command(run_ltxgen, tmp_path):
 def test_an_unknown_command(run_ltxgen, tmp_path):
     result = run_ltxgen("plam", RECIPE, cwd=tmp_path)
     assert result.code == 2
-    assert "command = plam: must be one of run, plan, fetch, ls, cp, compare, bench; did you mean 'plan'?" in result.err
+    assert "command = plam: must be one of run, plan, fetch, ls, cp, compare, show, bench; did you" in result.err
+    assert "did you mean 'plan'?" in result.err
 
 
 def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from ltxgen.config.errors import Problem
-from ltxgen.stage.protocol import PartRequest, RunContext, Stage, StepProgress, Stream
+from ltxgen.stage.protocol import NO_WATCHER, PartRequest, RunContext, Stage, StepProgress, Stream, Watcher
 
 
 class PartSource(Protocol):
@@ -101,17 +101,20 @@ class StageExecutor:
         state: dict[str, Any],
         folder: Path,
         record: Callable[[str, torch.Tensor], None] | None = None,
+        watcher: Watcher = NO_WATCHER,
+        about: Callable[[], str] = str,
     ) -> dict[str, Any]:
         """Run `stages` in order on `state`; returns the values that no stage has taken.
 
-        Stages write files into `folder`, and hand intermediate results to `record` if it is given.
+        Stages write files into `folder`, and hand intermediate results to `record` if it is given. `watcher` and
+        `about` are theirs as they are.
         """
         self.records = {name: StageRecord() for name in stages}
         ordered = list(stages.items())
         try:
             for position, (name, stage) in enumerate(ordered):
                 rest = [later for _, later in ordered[position + 1 :]]
-                self._run_stage(name, stage, rest, state, RunContextMaker(folder, record))
+                self._run_stage(name, stage, rest, state, RunContextMaker(folder, record, watcher, about))
                 self._drop_values(stage, rest, state)
                 self._free(keeping=self._needed(rest))
                 self._set_aside(rest)
@@ -203,6 +206,8 @@ class RunContextMaker:
 
     folder: Path
     record: Callable[[str, torch.Tensor], None] | None
+    watcher: Watcher
+    about: Callable[[], str]
 
     def __call__(self, progress: StepProgress, entry: StageRecord) -> RunContext:
         def report(name: str, fact: Any) -> None:
@@ -210,4 +215,6 @@ class RunContextMaker:
                 entry.details[name] = fact
 
         record = self.record or (lambda name, tensor: None)
-        return RunContext(self.folder, progress, record, report, records=self.record is not None)
+        return RunContext(
+            self.folder, progress, record, report, self.record is not None, watcher=self.watcher, about=self.about
+        )

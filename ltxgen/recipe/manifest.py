@@ -17,12 +17,16 @@ from ltxgen.runtime.environment import versions
 
 
 def write_recipe(composed: Mapping[str, Any], path: Path) -> None:
-    """The composed config, complete: `ltxgen +recipe=PATH` runs it again."""
+    path.write_text(recipe_text(composed), encoding="utf-8")
+
+
+def recipe_text(composed: Mapping[str, Any]) -> str:
+    """The composed config, complete, as YAML: `ltxgen +recipe=PATH` runs it again."""
     kept = _literal({key: value for key, value in composed.items() if key != "hydra"})
     # A rerun gets a folder of its own; the rest is what this run was.
     kept = {**kept, "output": {**kept["output"], "dir": "outputs/${name}/${now:%Y-%m-%d_%H-%M-%S}"}}
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(f"# @package _global_\n# ltxgen +recipe=PATH/recipe.yaml\n{text}", encoding="utf-8")
+    return f"# @package _global_\n# ltxgen +recipe=PATH/recipe.yaml\n{text}"
 
 
 def _literal(value: Any) -> Any:
@@ -35,9 +39,14 @@ def _literal(value: Any) -> Any:
 
 
 def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: float, path: Path) -> None:
+    manifest = make_manifest(plan, records, seconds)
+    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def make_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: float) -> dict[str, Any]:
     """Versions, device, artifacts with hashes, seed, and each stage's schedule, passes, seconds and peak memory."""
     request = plan.recipe.request
-    manifest = {
+    return {
         "recipe": plan.recipe.name,
         "versions": versions(plan.device),
         "runtime": {
@@ -69,7 +78,6 @@ def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: floa
         "seconds": round(seconds, 3),
         "notes": list(plan.notes),
     }
-    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _artifact(artifact: ResolvedArtifact) -> dict[str, Any]:

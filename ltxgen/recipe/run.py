@@ -16,15 +16,18 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
+from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.artifacts.components import artifact_of
 from ltxgen.artifacts.load import ReadTensor, tensor_reader
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.config.errors import Problem
 from ltxgen.diffusion.noise import NoiseSource
+from ltxgen.media.previews import PREVIEWS, Previews
+from ltxgen.media.provenance import Provenance
 from ltxgen.memory.placement import StreamedWeights
 from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.executor import StageExecutor
-from ltxgen.recipe.manifest import write_manifest, write_recipe
+from ltxgen.recipe.manifest import make_manifest, recipe_text, write_manifest, write_recipe
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
 from ltxgen.runtime.environment import set_threads, use_full_float32
@@ -32,7 +35,7 @@ from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.runtime.progress import Progress
 from ltxgen.runtime.ranks import ONE_PROCESS, Ranks
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream
+from ltxgen.stage.protocol import NO_WATCHER, PartRequest, RunContext, Stage, Stream
 
 TENSORS = "tensors.safetensors"
 RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml", "manifest.json"})
@@ -72,8 +75,15 @@ def run_into(
     executor = StageExecutor(parts_of(plan, progress.note), progress, functools.partial(MemoryMeter, plan.device), keep)
     stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
     progress.plan(list(stages))
+    watcher = _previews(plan, folder, progress) if ranks.is_main else NO_WATCHER
+
+    def about() -> str:
+        done = {name: entry for name, entry in executor.records.items() if entry.seconds > 0}
+        return Provenance(recipe_text(composed), make_manifest(plan, done, time.perf_counter() - started)).as_comment()
+
     with torch.inference_mode():
-        executor.run(stages, {NOISE: noise}, folder, record if recipe.output.tensors else None)
+        recorded = record if recipe.output.tensors else None
+        executor.run(stages, {NOISE: noise}, folder, recorded, watcher=watcher, about=about)
     if not ranks.is_main:
         return
     if recipe.output.tensors:
@@ -89,6 +99,15 @@ def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
     compiling = note if plan.compiles else None
     policy = plan.memory.forecast.policy if plan.memory else "last_use"
     return ArtifactParts(plan.artifacts, plan.options, plan.device, _placement(plan), compiling, policy == "swap")
+
+
+def _previews(plan: Plan, folder: Path, progress: Progress) -> Previews:
+    def known() -> Path | None:
+        checkpoint = plan.artifacts["checkpoint"].sha256
+        return cache_folder() / PREVIEWS / f"{checkpoint}.safetensors" if checkpoint else None
+
+    recipe = plan.recipe
+    return Previews(folder / PREVIEWS, recipe.output.previews, recipe.request.fps, known, progress.note)
 
 
 def _placement(plan: Plan) -> Placement:
@@ -165,6 +184,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
         written = {file.name for file in hidden.iterdir()}
         for name in RUN_FILES - written:
             (output / name).unlink(missing_ok=True)  # an earlier run's, which would pass for this one's
+        shutil.rmtree(output / PREVIEWS, ignore_errors=True)  # a folder can't replace one that isn't empty
         for file in sorted(hidden.iterdir()):
             file.replace(output / file.name)
         hidden.rmdir()

@@ -86,9 +86,7 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, **named, **({"text": text} if len(text) == 1 else {}))
 
     def resize(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
@@ -96,8 +94,10 @@ class Page:
         """A PNG of the window, or of the part that an element takes in it."""
         options: dict[str, Any] = {"format": "png"}
         if selector:
-            box = self.run(f"(({{x, y, width, height}}) => ({{x, y, width, height}}))"
-                           f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())")
+            box = self.run(
+                f"(({{x, y, width, height}}) => ({{x, y, width, height}}))"
+                f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+            )
             options["clip"] = {**box, "scale": 1}
         return base64.b64decode(self.call("Page.captureScreenshot", **options)["data"])
 

@@ -35,9 +35,7 @@ def describe_run(folder: Path, address: str, video_name: str = "video.mp4") -> d
         "versions": {str(name): str(value) for name, value in _mapping(manifest.get("versions")).items()},
         "runtime": {str(name): str(value) for name, value in _mapping(manifest.get("runtime")).items()},
         "notes": [str(note) for note in manifest.get("notes") or ()],
-        "links": {
-            name: f"{address}/{quote(name)}" for name in (video_name, *LINKED) if (folder / name).is_file()
-        },
+        "links": {name: f"{address}/{quote(name)}" for name in (video_name, *LINKED) if (folder / name).is_file()},
         "video": None,
         "faults": faults,
     }
@@ -52,13 +50,11 @@ def describe_run(folder: Path, address: str, video_name: str = "video.mp4") -> d
 
 def differences(a: Path, b: Path) -> list[tuple[str, str, str]]:
     """(config path, value in `a`, value in `b`) where the recipes of two run folders differ; a dash stands for none."""
-    left, right = ({path: text for path, text in _leaves(_read(run / "recipe.yaml", yaml.safe_load, []))} for run in (a, b))
+    left, right = (dict(_leaves(_read(run / "recipe.yaml", yaml.safe_load, []))) for run in (a, b))
     if not left or not right:
         return []
     paths = [*left, *(path for path in right if path not in left)]
-    return [
-        (path, left.get(path, "—"), right.get(path, "—")) for path in paths if left.get(path) != right.get(path)
-    ]
+    return [(path, left.get(path, "—"), right.get(path, "—")) for path in paths if left.get(path) != right.get(path)]
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Small pictures of a video, as addresses that hold them (`data:`): its first frame, its sound as waveform and spectrum.
+"""Small pictures of a video, as `data:` addresses: its first frame, its sound as waveform and spectrogram.
 
 They are a few kilobytes each, so that a page of fifty videos opens at once and reads only those that are looked at.
 """

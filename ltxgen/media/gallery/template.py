@@ -1,7 +1,7 @@
 """One HTML text from the page's parts: style, scripts and data stand inside it, and nothing else may run or load.
 
-A content security policy names the hashes of the script and the style, so a prompt that slips markup into the page could
-still not run it; and the data is JSON without `<`, read by the script, which makes texts of it and never markup.
+A content security policy names the hashes of the script and the style, so a prompt that slips markup into the page
+could still not run it; and the data is JSON without `<`, read by the script, which makes texts of it, never markup.
 """
 
 from __future__ import annotations
