@@ -64,7 +64,7 @@ def write_comparison(a: Path, b: Path, comparison: RunComparison, page: Path) ->
         runs.append({**described, "name": str(run), "overrides": [["run", letter]], "status": "done", "error": None})
     data = {
         "kind": "comparison",
-        "title": "A and B",
+        "title": "Two runs",
         "place": f"{a} and {b}",
         "loads": {},
         "runs": runs,

@@ -83,7 +83,13 @@ def _decoded_sound(container: av.container.InputContainer) -> tuple[np.ndarray, 
     resampler = av.AudioResampler(format="fltp", layout="stereo", rate=stream.rate)
     pieces = [part.to_ndarray() for frame in container.decode(stream) for part in resampler.resample(frame)]
     pieces += [part.to_ndarray() for part in resampler.resample(None)]
-    return (np.concatenate(pieces, axis=1), stream.rate) if pieces else None
+    if not pieces:
+        return None
+    samples = np.concatenate(pieces, axis=1)
+    if stream.duration is not None and stream.time_base is not None:
+        # The encoder pads its last block; the container knows the true length.
+        samples = samples[:, : int(stream.duration * stream.time_base * stream.rate)]
+    return samples, stream.rate
 
 
 def _sound(samples: np.ndarray, sample_rate: int) -> dict[str, Any]:

@@ -83,7 +83,7 @@ function drawTransport() {
   play.id = "play";
   const slider = el("input", { type: "range", id: "scrub", min: "0", max: "1", step: "any", value: "0", "aria-label": "Time" });
   slider.addEventListener("input", () => {
-    clock.pause();
+    clock.playing = false; // not pause(), which would put the slider back first
     clock.seek(Number(slider.value) * clock.duration);
   });
   const time = el("output", { id: "time" });

@@ -41,7 +41,7 @@ const valueOf = (run, key) => run.values[key] ?? NONE;
 const parameterOf = (key) => PARAMETERS.find((parameter) => parameter.key === key);
 
 function nameOf(run) {
-  if (DATA.kind === "comparison") return `${valueOf(run, "run")}: ${run.name}`;
+  if (DATA.kind === "comparison") return run.name;
   const values = PARAMETERS.map(({ key, label }) => `${label} ${valueOf(run, key)}`);
   return values.length ? values.join(", ") : `run ${run.name}`;
 }
