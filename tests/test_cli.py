@@ -313,8 +313,8 @@ def test_several_problems_in_one_message(run_ltxgen, tmp_path):
         assert part in result.err
 
 
-def test_show_a_video_and_run_its_recipe(run_ltxgen, stored_run, tiny_words, tmp_path):
-    prompt = "a cat, \"said\" 'so' = #1 [bold]猫🐱[/] \\u001b"
+def test_show_a_video_and_run_its_recipe(run_ltxgen, tiny_words, tmp_path):
+    prompt = "a cat, \"said\" 'so' = #1 [bold]猫🐱[/]"
     words = (*tiny_words, f"request.prompt={json.dumps(prompt, ensure_ascii=False)}", "output.dir=out")
     made = run_ltxgen(*words, "output.previews=1", cwd=tmp_path)
     assert made.code == 0, made.err
