@@ -130,7 +130,7 @@ function parameters(run) {
 function foot(run) {
   const took = run.seconds == null ? "" : seconds(run.seconds);
   const more = el("button.more", { type: "button", "aria-label": `Details of ${nameOf(run)}`, title: "Details (Enter)", onclick: () => showDetails(run) }, icon("info"));
-  return el("div.foot", {}, run.stages.length ? timeBar(run, run.stages) : el("span.bar"), el("span.took", {}, took), more);
+  return el("div.foot", {}, run.stages.length ? timeBar(run, run.stages) : el("span.spring"), el("span.took", {}, took), more);
 }
 
 function timeBar(run, stages) {

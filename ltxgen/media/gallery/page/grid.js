@@ -31,7 +31,7 @@ function arranged(runs) {
   const body = el("tbody", { role: "rowgroup" });
   for (const down of shown(rows)) {
     const line = el("tr", { role: "row" });
-    if (rows) line.append(el("th", { role: "rowheader", scope: "row", title: `${rows.key} = ${down}` }, el("small", {}, rows.label + " "), down));
+    if (rows) line.append(el("th", { role: "rowheader", scope: "row", title: `${rows.key} = ${down}` }, el("span", {}, el("small", {}, rows.label + " "), down)));
     for (const value of across) {
       const here = runs.filter((run) => (!rows || valueOf(run, rows.key) === down) && (!columns || valueOf(run, columns.key) === value));
       line.append(el("td", { role: "cell" }, ...here.map((run) => cards.get(run))));
