@@ -30,7 +30,8 @@ ltxgen {version}: LTX-2.3 audio-video generation from YAML
   ltxgen replay FOLDER [--check]             make a run again from its recipe.yaml; --check: is it bit-equal?
   ltxgen ls [GROUP]                          recipes and choices: recipe, model, request, stage, attention, ...
   ltxgen cp RECIPE NEW                       copy a recipe to ./recipes/NEW.yaml to edit it
-  ltxgen compare A B                         two runs: picture, sound and latents
+  ltxgen compare A B [--page FILE]           two runs: picture, sound and latents, and a page that shows both
+  ltxgen show VIDEO_OR_FOLDER [--recipe]     how it was made; --recipe prints the YAML that runs it again
   ltxgen resume FOLDER                       go on with the interrupted run into FOLDER
   ltxgen cache ls | rm | verify              outputs of stages that are stored and used again
   ltxgen bench [CASE ...] [key=value ...]    how fast its parts are here, beside their floors and diffusers
@@ -336,14 +337,37 @@ def _compare(words: list[str]) -> int:
     from rich.table import Table
 
     from ltxgen.media.compare import compare_runs
+    from ltxgen.media.gallery import write_comparison
 
-    if len(words) != 2:
-        message = "takes two run folders or videos: `ltxgen compare A B`"
+    page = Path("compare.html")
+    if len(words) == 4 and words[2] == "--page":
+        page = Path(words[3])
+    elif len(words) != 2:
+        message = "takes two run folders or videos: `ltxgen compare A B`, and `--page FILE` for where the page goes"
         raise Refusal([Problem("compare", " ".join(words) or MISSING, message)])
+    a, b = map(Path, words[:2])
+    comparison = compare_runs(a, b)
     table = Table("", "measure", "value")
-    for row in compare_runs(*words).rows():
+    for row in comparison.rows():
         table.add_row(*row)
     _console().print(table)
+    print(write_comparison(a, b, comparison, page))
+    return 0
+
+
+def _show(words: list[str]) -> int:
+    from ltxgen.media.provenance import read_provenance
+    from ltxgen.recipe.show import show_made
+
+    places = [word for word in words if word != "--recipe"]
+    if len(places) != 1 or len(words) > 2:
+        message = "takes a video or a run's folder: `ltxgen show video.mp4`, with --recipe for the recipe alone"
+        raise Refusal([Problem("show", " ".join(words) or MISSING, message)])
+    made = read_provenance(places[0])
+    if "--recipe" in words:
+        sys.stdout.write(made.recipe)
+    else:
+        show_made(made, _console())
     return 0
 
 
@@ -384,5 +408,6 @@ _PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "cp": _cp,
     "compare": _compare,
     "cache": _cache,
+    "show": _show,
     "bench": _bench,
 }

@@ -334,3 +334,44 @@ def test_several_problems_in_one_message(run_ltxgen, tmp_path):
     assert len(result.err.splitlines()) == 5
     for part in ("did you mean 'ltx23_tiny'?", "did you mean 'request.seed'?", "97 and 105", "did you mean 'float32'?"):
         assert part in result.err
+
+
+def test_show_a_video_and_run_its_recipe(run_ltxgen, tiny_words, tmp_path):
+    prompt = "a cat, \"said\" 'so' = #1 [bold]猫🐱[/]"
+    words = (*tiny_words, f"request.prompt={json.dumps(prompt, ensure_ascii=False)}", "output.dir=out")
+    made = run_ltxgen(*words, "output.previews=1", cwd=tmp_path)
+    assert made.code == 0, made.err
+    video = tmp_path / "moved.mp4"
+    (tmp_path / "out" / "video.mp4").rename(video)
+    previews = sorted(path.name for path in (tmp_path / "out" / "previews").iterdir())
+    assert previews == [f"{name}.png" for name in ("base_001", "base_002", "refine_001", "refine_002", "refine_003")]
+    shown = run_ltxgen("show", str(video), cwd=tmp_path)
+    assert (shown.code, shown.err) == (0, "")
+    for text in ("64x64, 9 frames at 24 per second, seed 10", "[bold]猫🐱[/]", "torch", "decode_audio", "tiny-dev"):
+        assert text in shown.out
+    recipe = run_ltxgen("show", str(video), "--recipe", cwd=tmp_path)
+    assert recipe.out == (tmp_path / "out" / "recipe.yaml").read_text(encoding="utf-8")
+    (tmp_path / "r.yaml").write_text(recipe.out, encoding="utf-8")
+    again = run_ltxgen("+recipe=r.yaml", "output.dir=out", cwd=tmp_path)  # without previews of its own
+    assert again.code == 0, again.err
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["request"]["prompt"] == prompt
+    same = run_ltxgen("compare", str(video), "out/video.mp4", "--page", "same.html", cwd=tmp_path)
+    assert "inf" in same.out
+    assert same.out.endswith("same.html\n")
+    assert "moved.mp4" in (tmp_path / "same.html").read_text()
+
+
+def test_a_terminal_obeys_nothing_that_a_run_says(run_ltxgen, tmp_path):
+    (tmp_path / "recipe.yaml").write_text('name: "\\e[31mred"\nrequest: {prompt: "\\e]0;title\\a"}\n')
+    (tmp_path / "manifest.json").write_text('{"recipe": "\\u001b[2J", "stages": {"\\u009b1m": {"seconds": "x"}}}')
+    shown = run_ltxgen("show", ".", cwd=tmp_path)
+    assert shown.code == 0, shown.err
+    assert "]0;title" in shown.out
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown.out)
+
+
+@pytest.mark.parametrize("words", [(), ("a", "b"), ("--recipe",), ("a", "--recipe", "b")])
+def test_show_refuses(run_ltxgen, tmp_path, words):
+    result = run_ltxgen("show", *words, cwd=tmp_path)
+    assert result.code == 2
+    assert "takes a video or a run's folder" in result.err

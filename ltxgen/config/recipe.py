@@ -178,10 +178,12 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Output:
-    """What a run leaves in `dir`; `tensors` adds `tensors.safetensors` with every intermediate result."""
+    """What a run leaves in `dir`; `tensors` adds `tensors.safetensors` with every intermediate result, `previews` a
+    small picture after every so many denoising steps."""
 
     dir: str
     tensors: bool = False
+    previews: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class FrameDifference:
     mean_abs: float
     psnr: float
     ssim: float
+    psnr_by_frame: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,14 @@ class RunComparison:
     left_out: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """(what, measure, value) for a table."""
+        """(what, measure, value) for a table; what was left out stands last."""
         rows = []
         if self.frames:
             rows += [("frames", name, f"{getattr(self.frames, name):.6g}") for name in ("mean_abs", "psnr", "ssim")]
         if self.audio:
             rows += [("audio", name, f"{getattr(self.audio, name):.6g}") for name in ("relative_l2", "cosine")]
         rows += [(name, "relative_l2", f"{value:.3e}") for name, value in self.latents.items()]
+        rows += [(name, "not compared", why) for name, _, why in (each.partition(": ") for each in self.left_out)]
         return rows
 
 
@@ -74,16 +76,17 @@ def compare_frames(frames: Tensor, reference: Tensor) -> FrameDifference:
         raise Refusal(
             [Problem("compare.frames", tuple(frames.shape), f"SSIM needs sides of at least {_WINDOW} pixels")]
         )
-    absolute, squared, similarity = 0.0, 0.0, 0.0
+    absolute, similarity = 0.0, 0.0
+    squared = []
     for frame, other in zip(frames, reference, strict=True):  # one at a time: float64 maps of a whole clip don't fit
         a, b = frame.to(torch.float64).permute(2, 0, 1), other.to(torch.float64).permute(2, 0, 1)
         difference = a - b
         absolute += float(difference.abs().mean())
-        squared += float(difference.square().mean())
+        squared.append(float(difference.square().mean()))
         similarity += _ssim(a, b)
     num_frames = len(frames)
-    psnr = 10 * math.log10(255**2 * num_frames / squared) if squared else math.inf
-    return FrameDifference(absolute / num_frames, psnr, similarity / num_frames)
+    by_frame = tuple(map(_psnr, squared))
+    return FrameDifference(absolute / num_frames, _psnr(sum(squared) / num_frames), similarity / num_frames, by_frame)
 
 
 def compare_audio(waveform: Tensor, reference: Tensor) -> AudioDifference:
@@ -243,6 +246,10 @@ def _require_equal_shapes(name: str, a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise Refusal([Problem(f"compare.{name}", shapes, "shapes differ; compare runs of one request")])
+
+
+def _psnr(mean_squared: float) -> float:
+    return 10 * math.log10(255**2 / mean_squared) if mean_squared else math.inf
 
 
 def _rate(fps: Fraction) -> str:

@@ -36,11 +36,10 @@ _MACROBLOCK, _MBTREE_VECTOR = 16, 8
 
 @dataclass(frozen=True)
 class Mp4Settings:
-    """How to encode: libx264's constant rate factor (0 lossless to 51 worst) and preset, and the mp4's comment tag."""
+    """How to encode: libx264's constant rate factor (0 lossless to 51 worst) and preset."""
 
     crf: int = 19
     preset: str = "veryfast"
-    comment: str = ""
 
 
 class Mp4Writer:
@@ -48,7 +47,7 @@ class Mp4Writer:
 
     Used as a context manager, it closes at the end of the block and aborts when the block raises. Encoded packets are
     kept in memory (some megabytes) until then: so sound and picture are interleaved whichever comes first, and a run
-    that is stopped, by whatever means, leaves nothing on the disk.
+    that is stopped, by whatever means, leaves nothing on the disk. What `comment` is then becomes the comment tag.
 
         with Mp4Writer(folder / "video.mp4", Fraction(24)) as mp4:
             for frames in decoded: mp4.write_frames(frames)
@@ -63,6 +62,7 @@ class Mp4Writer:
         self.fps = Fraction(fps)
         self.settings = settings or Mp4Settings()
         self.num_frames = 0
+        self.comment = ""
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"the folder '{self.path.parent}' does not exist")
         if self.fps <= 0 or max(self.fps.numerator, self.fps.denominator) > _LARGEST_TIMESCALE:
@@ -136,8 +136,8 @@ class Mp4Writer:
         self._packets += self._video.encode(None)
         # By decoding time; the sort is stable, so each stream keeps its own order.
         self._packets.sort(key=_decoding_seconds)
-        if self.settings.comment:
-            self._container.metadata["comment"] = self.settings.comment
+        if self.comment:
+            self._container.metadata["comment"] = self.comment
         with whole_file(self.path, self._partial):
             for packet in self._packets:
                 self._container.mux(packet)

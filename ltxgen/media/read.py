@@ -45,7 +45,7 @@ def read_video(path: Path | str) -> Clip:
         resampler = av.AudioResampler(format="fltp", layout="stereo", rate=audio.rate) if audio else None
         for frame in container.decode(*([video, audio] if audio else [video])):
             if isinstance(frame, av.VideoFrame):
-                pictures.append(_rgb(frame))
+                pictures.append(rgb_of(frame))
             elif resampler:
                 sound += [part.to_ndarray() for part in resampler.resample(frame)]
         if resampler:
@@ -60,7 +60,8 @@ def read_video(path: Path | str) -> Clip:
         return Clip(torch.stack(pictures), Fraction(video.average_rate), waveform, rate)
 
 
-def _rgb(frame: av.VideoFrame) -> Tensor:
+def rgb_of(frame: av.VideoFrame) -> Tensor:
+    """One decoded frame as (H, W, 3) uint8."""
     if frame.format.name not in ("yuv420p", "yuvj420p"):
         return torch.from_numpy(frame.to_ndarray(format="rgb24"))
     matrix = BT709 if frame.colorspace == _BT709 else BT601

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, Self
 import torch
 
 from ltxgen.config.errors import Problem
-from ltxgen.stage.protocol import PartRequest, RunContext, Stage, StepProgress, Steps, Stream
+from ltxgen.stage.protocol import NO_WATCHER, PartRequest, RunContext, Stage, StepProgress, Steps, Stream, Watcher
 
 
 class PartSource(Protocol):
@@ -120,11 +120,14 @@ class StageExecutor:
         folder: Path,
         record: Callable[[str, torch.Tensor], None] | None = None,
         outputs: Outputs | None = None,
+        watcher: Watcher = NO_WATCHER,
+        about: Callable[[], str] = str,
     ) -> dict[str, Any]:
         """Run `stages` in order on `state`; returns the values that no stage has taken.
 
-        Stages write files into `folder`, and hand intermediate results to `record` if it is given. Those whose values
-        are among `outputs` don't run, and what they alone need is not built.
+        Stages write files into `folder`, and hand intermediate results to `record` if it is given; `watcher` and
+        `about` are theirs as they are. Those whose values are among `outputs` don't run, and what they alone need is
+        not built.
         """
         keys = {} if outputs is None else outputs.keys
         reused = {} if outputs is None else outputs.reuse(stages)
@@ -137,7 +140,8 @@ class StageExecutor:
                     self._reuse(name, stage, state, reused[name])
                 else:
                     steps = None if outputs is None else outputs.steps(name)
-                    self._run_stage(name, stage, rest, state, RunContextMaker(folder, record, steps))
+                    make_context = RunContextMaker(folder, record, steps, watcher, about)
+                    self._run_stage(name, stage, rest, state, make_context)
                     if outputs is not None:
                         outputs.keep(name, stage, {key: state[key] for key in stage.writes})
                 self._drop_values(stage, rest, state)
@@ -239,7 +243,9 @@ class RunContextMaker:
 
     folder: Path
     record: Callable[[str, torch.Tensor], None] | None
-    steps: Steps | None = None
+    steps: Steps | None
+    watcher: Watcher
+    about: Callable[[], str]
 
     def __call__(self, progress: StepProgress, entry: StageRecord) -> RunContext:
         def report(name: str, fact: Any) -> None:
@@ -247,4 +253,6 @@ class RunContextMaker:
                 entry.details[name] = fact
 
         record = self.record or (lambda name, tensor: None)
-        return RunContext(self.folder, progress, record, report, self.record is not None, self.steps)
+        return RunContext(
+            self.folder, progress, record, report, self.record is not None, self.steps, self.watcher, self.about
+        )

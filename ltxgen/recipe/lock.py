@@ -23,18 +23,25 @@ _DEFAULT_FOLDERS = ["./models"]
 
 def write_recipe(composed: Mapping[str, Any], artifacts: Mapping[str, ResolvedArtifact], path: Path) -> None:
     """Write the locked recipe, with copies of the request's files beside it."""
+    path.write_text(recipe_text(composed, artifacts, path.parent), encoding="utf-8")
+
+
+def recipe_text(
+    composed: Mapping[str, Any], artifacts: Mapping[str, ResolvedArtifact], folder: Path | None = None
+) -> str:
+    """The locked recipe; with a `folder`, the request's files are copied there."""
     kept = {key: value for key, value in composed.items() if key != "hydra"}
     # A rerun gets a folder of its own; the rest is what this run was.
     locked = {
         **_literal(kept),
-        "request": _literal(with_paths(kept["request"], _copier(path.parent))),
+        "request": _literal(with_paths(kept["request"], _beside(folder))),
         "artifacts": _literal(_pinned(kept["artifacts"], artifacts)),
         "output": {**_literal(kept["output"]), "dir": "outputs/${name}/${now:%Y-%m-%d_%H-%M-%S}"},
     }
     if "cache" in kept:
         locked["cache"] = {**kept["cache"], "folder": None}  # of this machine
     text = yaml.safe_dump(locked, sort_keys=False, allow_unicode=True, width=120)
-    path.write_text(f"# @package _global_\n# ltxgen +recipe=PATH/{path.name}\n{text}", encoding="utf-8")
+    return f"# @package _global_\n# ltxgen +recipe=PATH/recipe.yaml\n{text}"
 
 
 def _pinned(choices: Mapping[str, Any], artifacts: Mapping[str, ResolvedArtifact]) -> dict[str, Any]:
@@ -67,21 +74,22 @@ def _is_choice(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and set(value) <= known
 
 
-def _copier(folder: Path) -> Callable[[str], str]:
-    """Copies a file into `folder`/inputs, under a name of its own; returns its path from `folder`."""
-    copies: dict[Path, str] = {}
+def _beside(folder: Path | None) -> Callable[[str], str]:
+    """The path in a locked recipe of each file, under a name of its own; copies it into `folder`, if there is one."""
+    places: dict[Path, str] = {}
 
-    def copy(name: str) -> str:
+    def place(name: str) -> str:
         source = Path(name).expanduser().resolve()
-        if source not in copies:
-            taken = {Path(each).name for each in copies.values()}
-            own = source.name if source.name not in taken else f"{len(copies)}_{source.name}"
-            (folder / INPUTS).mkdir(exist_ok=True)
-            shutil.copyfile(source, folder / INPUTS / own)
-            copies[source] = f"{INPUTS}/{own}"
-        return copies[source]
+        if source not in places:
+            taken = {Path(each).name for each in places.values()}
+            own = source.name if source.name not in taken else f"{len(places)}_{source.name}"
+            places[source] = f"{INPUTS}/{own}"
+            if folder is not None:
+                (folder / INPUTS).mkdir(exist_ok=True)
+                shutil.copyfile(source, folder / INPUTS / own)
+        return places[source]
 
-    return copy
+    return place
 
 
 def _literal(value: Any) -> Any:

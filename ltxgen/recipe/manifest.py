@@ -14,9 +14,14 @@ from ltxgen.runtime.environment import versions
 
 
 def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: float, path: Path) -> None:
+    manifest = make_manifest(plan, records, seconds)
+    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def make_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: float) -> dict[str, Any]:
     """Versions, device, artifacts with hashes, seed, and each stage's schedule, passes, seconds and peak memory."""
     request = plan.recipe.request
-    manifest = {
+    return {
         "recipe": plan.recipe.name,
         "versions": versions(plan.device),
         "runtime": {
@@ -51,7 +56,6 @@ def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: floa
         "seconds": round(seconds, 3),
         "notes": list(plan.notes),
     }
-    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _artifact(artifact: ResolvedArtifact) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
+from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.artifacts.components import artifact_of
 from ltxgen.artifacts.load import ReadTensor, tensor_reader
 from ltxgen.artifacts.placement import WHOLE, Placement
@@ -23,12 +24,14 @@ from ltxgen.config.errors import Problem
 from ltxgen.config.inputs import INPUTS
 from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.media.files import locked
+from ltxgen.media.previews import PREVIEWS, Previews
+from ltxgen.media.provenance import Provenance
 from ltxgen.memory.placement import StreamedWeights
 from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.cache import open_cache
 from ltxgen.recipe.executor import StageExecutor
-from ltxgen.recipe.lock import write_recipe
-from ltxgen.recipe.manifest import write_manifest
+from ltxgen.recipe.lock import recipe_text, write_recipe
+from ltxgen.recipe.manifest import make_manifest, write_manifest
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
 from ltxgen.recipe.resume import own_stages, resumable
@@ -37,11 +40,13 @@ from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.runtime.progress import Progress
 from ltxgen.runtime.ranks import ONE_PROCESS, Ranks
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream
+from ltxgen.stage.protocol import NO_WATCHER, PartRequest, RunContext, Stage, Stream
 
 TENSORS = "tensors.safetensors"
 MANIFEST = "manifest.json"
-RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", "sound.wav", TENSORS, "recipe.yaml", INPUTS, MANIFEST})
+RUN_FILES = frozenset(
+    {"video.mp4", "contact_sheet.png", "sound.wav", TENSORS, "recipe.yaml", INPUTS, PREVIEWS, MANIFEST}
+)
 PARTIAL, LOCK = ".partial-", ".lock"  # the hidden folder of a run, and the file in it that a living run has locked
 STARTING_SECONDS = 60.0  # by then a new hidden folder has its lock
 
@@ -93,10 +98,18 @@ def run_into(
     executor = StageExecutor(parts_of(plan, progress.note), progress, functools.partial(MemoryMeter, plan.device), keep)
     stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
     progress.plan(list(stages))
+    watcher = _previews(plan, folder, progress) if ranks.is_main else NO_WATCHER
     state = {NOISE: noise}
+
+    def about() -> str:
+        done = {name: entry for name, entry in executor.records.items() if entry.seconds > 0}
+        manifest = make_manifest(plan, done, time.perf_counter() - started)
+        return Provenance(recipe_text(composed, plan.artifacts), manifest).as_comment()
+
     with torch.inference_mode():
         outputs = open_cache(plan, state, ranks, progress.note, own_stages(Path(recipe.output.dir)))
-        executor.run(stages, state, folder, record if recipe.output.tensors else None, outputs)
+        recorded = record if recipe.output.tensors else None
+        executor.run(stages, state, folder, recorded, outputs, watcher, about)
     if not ranks.is_main:
         return
     if recipe.output.tensors:
@@ -118,6 +131,15 @@ def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
         compiling=note if plan.compiles else None,
         swaps=plan.memory is not None and plan.memory.forecast.policy == "swap",
     )
+
+
+def _previews(plan: Plan, folder: Path, progress: Progress) -> Previews:
+    def known() -> Path | None:
+        checkpoint = plan.artifacts["checkpoint"].sha256
+        return cache_folder() / PREVIEWS / f"{checkpoint}.safetensors" if checkpoint else None
+
+    recipe = plan.recipe
+    return Previews(folder / PREVIEWS, recipe.output.previews, recipe.request.fps, known, progress.note)
 
 
 def _placement(plan: Plan) -> Placement:

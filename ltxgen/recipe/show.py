@@ -1,15 +1,18 @@
-"""A plan as text: the run's stages, files and sizes."""
+"""A plan, and a run that was made, as text: stages, files and sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, ResolvedArtifact
 from ltxgen.artifacts.hub import shown_size
+from ltxgen.media.provenance import Provenance
 from ltxgen.recipe.plan import Plan
 from ltxgen.runtime.memory import format_bytes
 
@@ -39,6 +42,44 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(line)
     for note in [*plan.notes, *(f"not on this machine: {problem}" for problem in plan.here)]:
         console.print(f"note: {note}")
+
+
+def show_made(made: Provenance, console: Console) -> None:
+    """Print what a video or a run's folder tells of its making. It may be a stranger's: texts are shown as they are,
+    without control characters."""
+    recipe, manifest = yaml.safe_load(made.recipe), made.manifest
+    request = {**_part(recipe, "request"), **_part(manifest, "request")}
+    versions, runtime = _part(manifest, "versions"), _part(manifest, "runtime")
+    console.print(_plain(manifest.get("recipe")), style="bold")
+    console.print(_plain(f"prompt: {request.get('prompt')}"))
+    size = f"{request.get('width')}x{request.get('height')}, {request.get('num_frames')} frames"
+    console.print(_plain(f"{size} at {request.get('fps')} per second, seed {request.get('seed')}"))
+    console.print(_plain(", ".join(f"{name} {value}" for name, value in runtime.items())))
+    console.print(_plain(", ".join(f"{name} {value}" for name, value in versions.items())))
+    stages = Table("stage", "seconds", "loading", "from", "peak")
+    for name, stage in _part(manifest, "stages").items():
+        peak = stage.get("peak_bytes") if isinstance(stage, Mapping) else None
+        cells = [stage.get(key, "") for key in ("seconds", "load_seconds")] if isinstance(stage, Mapping) else ["", ""]
+        source = stage.get("from", "run") if isinstance(stage, Mapping) else ""
+        stages.add_row(*map(_plain, [name, *cells, source, format_bytes(peak) if isinstance(peak, int) else ""]))
+    console.print(stages)
+    files = Table("artifact", "file", "from", "sha256")
+    for name, artifact in _part(manifest, "artifacts").items():
+        if isinstance(artifact, Mapping):
+            origin = "@".join(str(artifact[key]) for key in ("repo", "revision") if artifact.get(key))
+            files.add_row(*map(_plain, [name, artifact.get("file"), origin, artifact.get("sha256")]))
+    console.print(files)
+
+
+def _part(mapping: Any, name: str) -> Mapping[str, Any]:
+    part = mapping.get(name) if isinstance(mapping, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
+
+
+def _plain(value: Any) -> Text:
+    """As text, never markup; a terminal obeys no character of it."""
+    text = "" if value is None else str(value)
+    return Text("".join(each if each.isprintable() or each == "\n" else "�" for each in text))
 
 
 def _stages(plan: Plan) -> Table:

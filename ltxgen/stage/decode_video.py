@@ -158,7 +158,7 @@ class DecodeVideo:
             join=join,
         )
         # Not a loop, whose variable would keep each chunk alive while the next one is made.
-        yield from map(rounded, chunks)
+        yield from context.watcher.learn(latents, map(rounded, chunks))
         if exact:
             context.record(f"{self.name}.frames", torch.cat(exact))
         context.report("communication", parallel.communication)

@@ -307,6 +307,7 @@ class Denoiser:
         context: RunContext,
     ) -> None:
         self.name = stage.name
+        self.video_grid = stage.video_grid
         self.device = stage.setting.device
         self.numerics = stage.setting.numerics
         self.guidance = stage.guidance
@@ -328,6 +329,9 @@ class Denoiser:
                 self._record(f"call000.forward{number}", x0)
         guided = self.guidance.combine(results, step, self.previous)
         self._record(f"call{self.calls:03d}.x0", guided)
+        if guided.video is not None and states.video is not None:
+            tokens = guided.video[:, : states.video.num_generated]
+            self.context.watcher.show(self.name, step, self.video_grid.unpatchify(tokens))
         self.previous = guided
         self.calls += 1
         self.context.progress.advance()

@@ -96,6 +96,26 @@ class StepProgress(Protocol):
     def note(self, text: str) -> None: ...
 
 
+class Watcher(Protocol):
+    """Sees latents on their way, and frames when they are decoded (`media.previews.Previews`)."""
+
+    def show(self, stage: str, step: int, latents: torch.Tensor) -> None: ...
+    def learn(self, latents: torch.Tensor, frames: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]: ...
+
+
+class NoWatcher:
+    """Where nobody looks: in tests, in benchmarks, on ranks but the first."""
+
+    def show(self, stage: str, step: int, latents: torch.Tensor) -> None:
+        pass
+
+    def learn(self, latents: torch.Tensor, frames: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        return frames
+
+
+NO_WATCHER = NoWatcher()
+
+
 @dataclass(frozen=True)
 class RunContext:
     """What the executor hands to a running stage.
@@ -103,7 +123,7 @@ class RunContext:
     `folder` is where files are written (moved to the output folder as a whole at the end); `record(name, tensor)` keeps
     an intermediate result if the run asked for them (`output.tensors=true`; `records` says so). `report(name, fact)`
     adds what the stage measured to its entry in the manifest; what is empty is left out. `steps` is None where nothing
-    can be kept.
+    can be kept. `about()` is what a file may say of the run that made it, as far as it went.
     """
 
     folder: Path
@@ -112,6 +132,8 @@ class RunContext:
     report: Callable[[str, Any], None]
     records: bool = False
     steps: Steps | None = None
+    watcher: Watcher = NO_WATCHER
+    about: Callable[[], str] = str
 
 
 class Stream(Iterator[Any]):

@@ -87,6 +87,7 @@ class Write:
                     if context.records:
                         recorded.append(chunk.cpu())
             writer.write_audio(sound.waveform, sound.sample_rate)
+            writer.comment = context.about()
         sheet.set_audio(sound.waveform, sound.sample_rate)
         sheet.save(context.folder / "contact_sheet.png")
         if recorded:

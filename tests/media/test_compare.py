@@ -50,12 +50,14 @@ def test_frames_against_definitions():
     assert result.psnr == pytest.approx(20 * np.log10(255 / np.sqrt((difference**2).mean())), rel=1e-12)
     assert result.ssim == pytest.approx(ssim_by_definition(a, b), rel=1e-9)
     assert 0.5 < result.ssim < 0.99
+    squares = (difference**2).mean(axis=(1, 2, 3))
+    assert result.psnr_by_frame == pytest.approx(20 * np.log10(255 / np.sqrt(squares)), rel=1e-12)
 
 
 def test_equal_frames():
     _, reference = noisy_pair()
     result = compare_frames(reference, reference)
-    assert (result.mean_abs, result.psnr) == (0.0, math.inf)
+    assert (result.mean_abs, result.psnr, result.psnr_by_frame) == (0.0, math.inf, (math.inf, math.inf))
     assert result.ssim == pytest.approx(1.0, abs=1e-12)
 
 
@@ -105,7 +107,8 @@ def test_runs_with_tensors(tmp_path):
     assert result.latents == pytest.approx({"base.final.video": 0.5, "context.video.positive": 0.5})
     assert result.left_out == ("refine.final.video: only in the second",)
     assert ("audio", "relative_l2", "0.5") in result.rows()
-    assert len(result.rows()) == 3 + 2 + 2
+    assert len(result.rows()) == 3 + 2 + 2 + 1
+    assert result.rows()[-1] == ("refine.final.video", "not compared", "only in the second")
     everything = compare_runs(tmp_path / "a", tmp_path / "b", every_tensor=True)
     assert everything.latents["base.noise.video"] == pytest.approx(0.5)
 

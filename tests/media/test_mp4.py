@@ -40,7 +40,8 @@ def decibels(a: np.ndarray, b: np.ndarray) -> float:
 def written(tmp_path):
     """A clip of 33 frames at 30000/1001 in three chunks, with 1.1 s of sound at 48 kHz."""
     frames, waveform = moving_picture(33), two_tones(52_800, 48_000)
-    with Mp4Writer(tmp_path / "video.mp4", NTSC, Mp4Settings(comment="seed 7")) as mp4:
+    with Mp4Writer(tmp_path / "video.mp4", NTSC) as mp4:
+        mp4.comment = "seed 7"
         for chunk in frames.split([9, 16, 8]):
             mp4.write_frames(chunk)
         mp4.write_audio(waveform[None], 48_000)
