@@ -10,20 +10,28 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ltxgen import __version__
-from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+from ltxgen.config.errors import MISSING, JobsFailed, Problem, Refusal, did_you_mean
 from ltxgen.parallel import ending
 from ltxgen.parallel.ending import RankFailure
+
+if TYPE_CHECKING:
+    from ltxgen.config.launcher import RunJobs, SweepJob
+
+Result = TypeVar("Result")
+Command = Callable[[dict[str, Any]], float | None]
 
 USAGE = """\
 ltxgen {version}: LTX-2.3 audio-video generation from YAML
 
   ltxgen +recipe=NAME [key=value ...]        run a recipe (also: ltxgen run ...)
   ltxgen plan +recipe=NAME [key=value ...]   what would run: stages, files, sizes, passes; reads no weights
+  ltxgen resume DIR                          the jobs of a sweep that failed or were not reached
   ltxgen fetch +recipe=NAME                  download and verify the files it needs
   ltxgen ls [GROUP]                          recipes and choices: recipe, model, request, stage, attention, ...
   ltxgen cp RECIPE NEW                       copy a recipe to ./recipes/NEW.yaml to edit it
@@ -65,6 +73,8 @@ def _guarded(command: Callable[[], int | None], debug: bool) -> int:
         return command() or 0
     except Refusal as refusal:
         return _told(_counted(refusal), 2, debug)
+    except JobsFailed as failure:
+        return _told(str(failure), 1, False)
     except RankFailure as failure:
         return _told(str(failure), failure.code, False)
     except KeyboardInterrupt:
@@ -84,7 +94,7 @@ def _told(message: str, code: int, debug: bool) -> int:
     """Print what ended a command; of several ranks one does, and none stays behind in what it was doing."""
     if ending.is_rank():
         ending.end_within_grace(code)
-    if message and ending.speaks():
+    if message and ending.speaks(message):
         if debug:
             traceback.print_exc()
         print(f"ltxgen: {message}", file=sys.stderr)
@@ -106,32 +116,54 @@ def _dispatch(words: list[str], debug: bool) -> int | None:
         print(f"ltxgen {__version__}")
         return 0
     command, rest = words[0], words[1:]
-    run = functools.partial(_run, debug=debug)
-    if command in _RECIPE_COMMANDS:
-        return _with_recipe(run if command == "run" else _RECIPE_COMMANDS[command], rest, debug)
+    if command in _RECIPE_COMMANDS and command != "run":
+        return _with_recipe(_RECIPE_COMMANDS[command], rest, debug)
     if command == "rank" and ending.is_rank():
         return _rank(rest)
+    if command == "sweep-rank" and ending.is_rank():
+        return _sweep_rank(rest, debug)
+    if command == "resume":
+        return _resume(rest, debug)
     if command in _PLAIN_COMMANDS:
         return _PLAIN_COMMANDS[command](rest)
-    if "=" in command or command.startswith(("-", "+", "~")):
-        return _with_recipe(run, words, debug)
-    known = (*_RECIPE_COMMANDS, *_PLAIN_COMMANDS)
+    if command == "run" or "=" in command or command.startswith(("-", "+", "~")):
+        return _run_words(rest if command == "run" else words, debug)
+    known = (*_RECIPE_COMMANDS, "resume", *_PLAIN_COMMANDS)
     raise Refusal([Problem("command", command, f"must be one of {', '.join(known)}{did_you_mean(command, known)}")])
 
 
-def _with_recipe(command: Callable[[dict[str, Any]], None], words: list[str], debug: bool) -> int | None:
-    """Let Hydra compose the recipe and call `command` with it, once or, in a sweep, for each job."""
+def _run_words(words: list[str], debug: bool) -> int | None:
+    from ltxgen.config import compose
+
+    run = functools.partial(_run, debug=debug)
+    if not compose.is_sweep(words):
+        return _with_recipe(run, words, debug)
+    with _sweeping(debug) as run_jobs:
+        return _with_recipe(run, words, debug, run_jobs)
+
+
+def _with_recipe(command: Command, words: list[str], debug: bool, run_jobs: RunJobs | None = None) -> int | None:
+    """Let Hydra compose the recipe and call `command` with it, or, in a sweep, `run_jobs` with all jobs; without it,
+    `command` with each."""
     from ltxgen.config import compose
 
     words = compose.name_recipe_paths(compose.open_overrides(words))
     _refuse_bad_overrides(words)
 
-    def job(config: dict[str, Any]) -> None:
-        code = _guarded(lambda: command(config), debug)
+    def guarded(run: Callable[[], Result]) -> Result:
+        results: list[Result] = []
+        code = _guarded(lambda: results.append(run()), debug)
         if code:
-            sys.exit(code)
+            sys.exit(code)  # past Hydra, which would print a traceback
+        return results[0]
 
-    compose.hydra_app(job, words)
+    def job(config: dict[str, Any]) -> float | None:
+        return guarded(lambda: command(config))
+
+    def jobs(jobs: Sequence[SweepJob]) -> Sequence[float | None]:
+        return guarded(lambda: run_jobs(jobs)) if run_jobs else [job(dict(each.config)) for each in jobs]
+
+    compose.hydra_app(job, jobs, words)
     return 0
 
 
@@ -147,7 +179,7 @@ def _refuse_bad_overrides(words: Sequence[str]) -> None:
     # A flag that shows takes a word of its own: `--cfg job`.
     overrides = [word for word in words if not word.startswith("-") and ("=" in word or not shows)]
     problems: list[Problem] = []
-    for job in compose.jobs_of_sweep(overrides) if compose.is_sweep(words) else [overrides]:
+    for job in _jobs(overrides) if compose.is_sweep(words) else [overrides]:
         try:
             config = compose.compose_config(job)
         except compose.CompositionRefusal as refusal:
@@ -163,13 +195,60 @@ def _refuse_bad_overrides(words: Sequence[str]) -> None:
         raise Refusal(problems)
 
 
-def _run(config: Mapping[str, Any], debug: bool = False) -> None:
+def _jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The jobs that are known beforehand; of a sweeper that chooses them as it goes, what all have in common."""
+    from ltxgen.config import compose
+
+    by_other = compose.has_other_plugins(overrides, "sweeper")
+    return [compose.fixed_words(overrides)] if by_other else compose.jobs_of_sweep(overrides)
+
+
+def _run(config: Mapping[str, Any], debug: bool = False) -> float | None:
     from ltxgen.recipe.launch import run_config
 
     folder = run_config(config, ("--debug",) if debug else ())
+    return None if folder is None else _show(folder, config)
+
+
+def _show(folder: Path, config: Mapping[str, Any]) -> float | None:
+    """Print where the results of a run are; returns what a sweeper compares."""
+    from ltxgen.recipe.manifest import objective
+
     for name in ("video.mp4", "contact_sheet.png"):
-        if folder is not None and (folder / name).exists():
+        if (folder / name).exists():
             print(folder / name)
+    return objective(folder, config["output"]["objective"])
+
+
+@contextmanager
+def _sweeping(debug: bool) -> Iterator[RunJobs]:
+    """Runs the jobs of a sweep, batch after batch, with what stays loaded between them."""
+    from ltxgen.config import compose
+    from ltxgen.recipe.sweep import Sweep
+    from ltxgen.recipe.sweep_folder import Job
+
+    sweep = Sweep(debug)
+
+    def run_jobs(jobs: Sequence[SweepJob]) -> Sequence[float | None]:
+        written = [tuple(map(compose.written_word, each.overrides)) for each in jobs]
+        folders = sweep.run([Job(each.number, words, each.config) for each, words in zip(jobs, written, strict=True)])
+        shown = [_show(folder, job.config) for folder, job in zip(folders, jobs, strict=False)]
+        return shown or [None] * len(jobs)  # a rank, or a machine, that writes nothing
+
+    try:
+        yield run_jobs
+    finally:
+        sweep.close()
+
+
+def _resume(words: list[str], debug: bool) -> int:
+    from ltxgen.recipe.sweep import resume_sweep
+
+    if len(words) != 1:
+        raise Refusal([Problem("resume", " ".join(words) or MISSING, "takes a sweep's folder: `ltxgen resume DIR`")])
+    for folder in resume_sweep(Path(words[0]), debug):
+        print(folder)
+    return 0
 
 
 def _rank(words: list[str]) -> int:
@@ -178,6 +257,15 @@ def _rank(words: list[str]) -> int:
 
     frozen, sha256, folder = words
     run_as_rank(Path(frozen), sha256, Path(folder))
+    return 0
+
+
+def _sweep_rank(words: list[str], debug: bool) -> int:
+    """As `_rank`, for all jobs of a sweep."""
+    from ltxgen.recipe.sweep import run_as_sweep_rank
+
+    frozen, sha256, claims = words
+    run_as_sweep_rank(Path(frozen), sha256, Path(claims), debug)
     return 0
 
 
@@ -294,5 +382,5 @@ def _console() -> Any:
     return console
 
 
-_RECIPE_COMMANDS: Mapping[str, Callable[[dict[str, Any]], None]] = {"run": _run, "plan": _plan, "fetch": _fetch}
+_RECIPE_COMMANDS: Mapping[str, Command] = {"run": _run, "plan": _plan, "fetch": _fetch}
 _PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {"ls": _ls, "cp": _cp, "compare": _compare, "bench": _bench}

@@ -38,8 +38,8 @@ RANKS = {
 OPEN = {"registry", "config.schema", "config.errors", "config.hardware"}  # to all but models and diffusion
 # What only some files may import: the first part of the module's name, or two parts of it.
 RESERVED = {
-    "hydra": {"config.compose", "cli"},
-    "omegaconf": {"config.compose"},
+    "hydra": {"config.compose", "config.launcher", "cli"},
+    "omegaconf": {"config.compose", "config.launcher"},
     "torch.distributed": {"parallel", "runtime"},
     "accelerate": {"parallel", "runtime"},
     "triton": {"models.video_vae.kernels"},

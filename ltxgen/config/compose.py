@@ -33,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+from ltxgen.config.launcher import RUN_JOBS, RunJobs, register_launcher
 
 CONFIG_NAME = "config"
 # ValueError: Hydra's own for a choice that reads as a number (`request=5`).
@@ -126,8 +127,9 @@ def read_recipe(path: Path) -> tuple[DictConfig, str]:
 
 
 def register_plugins() -> None:
-    """Make recipes known to Hydra; safe to call more than once."""
+    """Make recipes, and how sweeps run, known to Hydra; safe to call more than once."""
     Plugins.instance().register(RecipeSearchPath)
+    register_launcher()
     sources = SourcesRegistry.instance()
     if RecipeSource.scheme() not in sources.types:
         sources.register(RecipeSource)
@@ -147,6 +149,11 @@ def open_overrides(words: Sequence[str]) -> list[str]:
     """
     opened = ["++" + word if re.match(r"(stages\.\w+|artifacts)\.loras\.\w", word) else word for word in words]
     return opened if is_sweep(words) else [_quoted(word) for word in opened]
+
+
+def written_word(word: str) -> str:
+    """An override of `open_overrides` as it was given."""
+    return re.sub(r"^\+\+(?=(stages\.\w+|artifacts)\.loras\.\w)", "", word)
 
 
 _TEXT_KEY = re.compile(r"\+*(request\.(negative_)?prompt|output\.dir|artifacts\.[\w.]+\.path)")
@@ -173,34 +180,52 @@ def jobs_of_sweep(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
-def hydra_app(job: Callable[[dict[str, Any]], None], arguments: Sequence[str]) -> None:
-    """Run `job` as a Hydra application with these words: once, once per job of a sweep, or not at all (--help).
+def hydra_app(job: Callable[[dict[str, Any]], float | None], run_jobs: RunJobs, arguments: Sequence[str]) -> None:
+    """Run as a Hydra application with these words: `job` once, or `run_jobs` with those of a sweep, or none (--help).
 
-    The jobs of a sweep get numbered folders inside the one that `output.dir` names.
+    The jobs of a sweep get numbered folders inside the one that `output.dir` names. Other launchers than ltxgen's call
+    `job` for each, wherever they run it.
     """
     with tempfile.TemporaryDirectory(prefix="ltxgen-") as scratch:
-        # Hydra leaves a multirun.yaml in its sweep folder.
-        _run_hydra(job, [*arguments, f"hydra.sweep.dir={scratch}"] if is_sweep(arguments) else arguments)
+        # Hydra leaves a multirun.yaml in its sweep folder; other launchers and sweepers leave there what users look at.
+        folder = f"hydra.sweep.dir='{_sweep_folder(arguments) if has_other_plugins(arguments) else scratch}'"
+        given = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in arguments)
+        _run_hydra(job, run_jobs, [*arguments, folder] if is_sweep(arguments) and not given else arguments)
 
 
-def _run_hydra(job: Callable[[dict[str, Any]], None], arguments: Sequence[str]) -> None:
+def has_other_plugins(words: Sequence[str], groups: str = "launcher|sweeper") -> bool:
+    """Whether a launcher or sweeper is asked for that isn't the default."""
+    return any(re.match(rf"hydra/({groups})=(?!ltxgen$|basic$)", word) for word in words)
+
+
+def _sweep_folder(arguments: Sequence[str]) -> str:
+    """Where the first job says that the sweep goes; the others, in processes of their own, can't know its time."""
+    return str(compose_config(fixed_words(arguments))["output"]["dir"])
+
+
+def fixed_words(words: Sequence[str]) -> list[str]:
+    """The overrides that are the same for all jobs of a sweep."""
+    overrides = [word for word in words if not word.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+
+
+def _run_hydra(job: Callable[[dict[str, Any]], float | None], run_jobs: RunJobs, arguments: Sequence[str]) -> None:
     register_plugins()
-    folders: dict[str, str] = {}  # output.dir as written -> as resolved by the first job
 
-    @hydra.main(version_base="1.3", config_path=str(data_folder("conf")), config_name=CONFIG_NAME)
-    def app(config: DictConfig) -> None:
+    def app(config: DictConfig) -> float | None:
         data = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         running = HydraConfig.get()
         if running.mode == RunMode.MULTIRUN:
-            written = cast(dict[str, Any], OmegaConf.to_container(config.output, resolve=False))["dir"]
-            folder = folders.setdefault(written, data["output"]["dir"])
-            data["output"]["dir"] = str(Path(folder) / str(running.job.num))
-        job(data)
+            data["output"]["dir"] = str(Path(running.sweep.dir) / str(running.job.num))
+        return job(data)
 
+    setattr(app, RUN_JOBS, run_jobs)
+    main = hydra.main(version_base="1.3", config_path=str(data_folder("conf")), config_name=CONFIG_NAME)(app)
     saved = sys.argv
     sys.argv = ["ltxgen", *arguments]
     try:
-        app()
+        main()
     finally:
         sys.argv = saved
 

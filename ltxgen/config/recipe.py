@@ -104,10 +104,14 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Output:
-    """What a run leaves in `dir`; `tensors` adds `tensors.safetensors` with every intermediate result."""
+    """What a run leaves in `dir`; `tensors` adds `tensors.safetensors` with every intermediate result.
+
+    `objective` is the number in manifest.json that a sweeper compares which looks for the best run, such as optuna's.
+    """
 
     dir: str
     tensors: bool = False
+    objective: str = "seconds"
 
 
 @dataclass(frozen=True)

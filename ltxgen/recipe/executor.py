@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from ltxgen.config.errors import Problem
-from ltxgen.stage.protocol import PartRequest, RunContext, Stage, StepProgress, Stream
+from ltxgen.stage.protocol import PartRequest, RunContext, Stage, StepProgress, Stream, Watch
 
 
 class PartSource(Protocol):
@@ -101,17 +101,19 @@ class StageExecutor:
         state: dict[str, Any],
         folder: Path,
         record: Callable[[str, torch.Tensor], None] | None = None,
+        watch: Watch | None = None,
     ) -> dict[str, Any]:
         """Run `stages` in order on `state`; returns the values that no stage has taken.
 
-        Stages write files into `folder`, and hand intermediate results to `record` if it is given.
+        Stages write files into `folder`, and hand intermediate results to `record` if it is given. `watch` follows the
+        run.
         """
         self.records = {name: StageRecord() for name in stages}
         ordered = list(stages.items())
         try:
             for position, (name, stage) in enumerate(ordered):
                 rest = [later for _, later in ordered[position + 1 :]]
-                self._run_stage(name, stage, rest, state, RunContextMaker(folder, record))
+                self._run_stage(name, stage, rest, state, RunContextMaker(folder, record, watch))
                 self._drop_values(stage, rest, state)
                 self._free(keeping=self._needed(rest))
                 self._set_aside(rest)
@@ -141,7 +143,8 @@ class StageExecutor:
             if isinstance(value, Stream):
                 value.made_by = entry
                 self._held[key] = {request.name for request in stage.parts}
-        state.update(written)
+        watch = make_context.watch
+        state.update({key: watch.wrote(key, value) if watch else value for key, value in written.items()})
 
     def _parts(self, stage: Stage, rest: Sequence[Stage]) -> dict[str, Any]:
         parts = {}
@@ -203,6 +206,7 @@ class RunContextMaker:
 
     folder: Path
     record: Callable[[str, torch.Tensor], None] | None
+    watch: Watch | None = None
 
     def __call__(self, progress: StepProgress, entry: StageRecord) -> RunContext:
         def report(name: str, fact: Any) -> None:
@@ -210,4 +214,5 @@ class RunContextMaker:
                 entry.details[name] = fact
 
         record = self.record or (lambda name, tensor: None)
-        return RunContext(self.folder, progress, record, report, records=self.record is not None)
+        stepped = self.watch.stepped if self.watch else None
+        return RunContext(self.folder, progress, record, report, records=self.record is not None, stepped=stepped)

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ltxgen.config.errors import Problem, Refusal
 from ltxgen.config.recipe import Recipe, parse_recipe
 from ltxgen.parallel.ending import discarded_unless_done, exit_on_signals, is_rank, world_size
 from ltxgen.parallel.launch import agree, check_world_size, freeze, launch, thaw
@@ -30,6 +31,8 @@ def run_config(config: Mapping[str, Any], words: tuple[str, ...] = ()) -> Path |
     if is_rank():
         check_world_size(recipe.parallel.num_processes, world_size())
         return _run_among(start_ranks(), config)
+    if recipe.parallel.kind == "jobs" and (recipe.parallel.num_processes or 1) > 1:
+        raise Refusal([Problem("parallel", "jobs", "is for sweeps: add -m, or take another choice of parallel")])
     if (recipe.parallel.num_processes or 1) > 1:
         return _launch(recipe, config, words)
     return _run_among(ONE_PROCESS, config)

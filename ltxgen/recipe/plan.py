@@ -33,7 +33,7 @@ from ltxgen.parallel.cost import TEXT_TOKENS, Work
 from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.recipe.executor import wiring_problems
-from ltxgen.recipe.forecast import MemoryPlan, choose_policy
+from ltxgen.recipe.forecast import MemoryPlan, Room, choose_policy
 from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
 from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
@@ -70,6 +70,11 @@ class Plan:
     memory: MemoryPlan | None
     here: Sequence[Problem]
 
+    @property
+    def swaps(self) -> bool:
+        """Whether components that wait for a later stage do so on the host."""
+        return self.memory is not None and self.memory.forecast.policy == "swap"
+
     def require(self) -> Plan:
         """This plan if it can run here; Refusal with everything that is wrong with it if not."""
         if self.problems or self.here:
@@ -77,10 +82,16 @@ class Plan:
         return self
 
 
-def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None, local_rank: int = 0) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    log: Callable[[str], None] = lambda message: None,
+    local_rank: int = 0,
+    room: Room | None = None,
+) -> Plan:
     """Resolve and check everything that can be known before weights load; problems stand in the plan.
 
-    `local_rank` is the number of this process on its machine, which gets the GPU of that number.
+    `local_rank` is the number of this process on its machine, which gets the GPU of that number. `room` is the memory
+    that the run can have; None: what is free now.
     """
     problems: list[Problem] = []
     device = _or_note(lambda: resolve_device(recipe.runtime.device, local_rank), torch.device("cpu"), problems)
@@ -131,7 +142,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     problems += _output_problems(recipe)
     memory = None
     if not problems and parallel is not None:
-        memory, lacking = _memory_plan(recipe, stages, resolution.artifacts, parallel, device)
+        memory, lacking = _memory_plan(recipe, stages, resolution.artifacts, parallel, device, room)
         here = [*here, *lacking, *_unmoved_problems(memory, float8)]
     tried = {**{name: found.tried for name, found in resolution.artifacts.items()}, **resolution.tried}
     return Plan(
@@ -165,9 +176,10 @@ def _memory_plan(
     artifacts: Mapping[str, ResolvedArtifact],
     parallel: ParallelPlan,
     device: torch.device,
+    room: Room | None,
 ) -> tuple[MemoryPlan | None, Sequence[Problem]]:
     """Which weights are on the device when, and what keeps that from fitting here."""
-    room = room_on(device, recipe.hardware, recipe.parallel.processes_per_machine)
+    room = room or room_on(device, recipe.hardware, recipe.parallel.processes_per_machine)
     forecaster = forecaster_of(stages, artifacts, parallel)
     limited = device.type == "cuda"
     return choose_policy(recipe.memory, forecaster, room, parallel.sharded_weights, limited=limited)

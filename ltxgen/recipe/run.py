@@ -23,7 +23,7 @@ from ltxgen.config.errors import Problem
 from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.memory.placement import StreamedWeights
 from ltxgen.parallel.ending import discarded_unless_done
-from ltxgen.recipe.executor import StageExecutor
+from ltxgen.recipe.executor import PartSource, StageExecutor
 from ltxgen.recipe.manifest import write_manifest, write_recipe
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
@@ -32,7 +32,7 @@ from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.runtime.progress import Progress
 from ltxgen.runtime.ranks import ONE_PROCESS, Ranks
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream
+from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream, Watch
 
 TENSORS = "tensors.safetensors"
 RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml", "manifest.json"})
@@ -42,21 +42,37 @@ RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml",
 NO_FOLDER = Path(os.devnull)
 
 
-def run_plan(plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS) -> Path:
+def run_plan(
+    plan: Plan,
+    composed: Mapping[str, Any],
+    progress: Progress,
+    ranks: Ranks = ONE_PROCESS,
+    parts: PartSource | None = None,
+    watch: Watch | None = None,
+) -> Path:
     """Run all stages; returns the output folder, which then holds everything, or after an error nothing new.
 
     `composed` is the config that the plan was made from; it becomes recipe.yaml. Of several ranks the first writes.
     """
     output = Path(plan.recipe.output.dir).expanduser()
     with whole_folder(output) if ranks.is_main else nullcontext(NO_FOLDER) as folder:
-        run_into(folder, plan, composed, progress, ranks)
+        run_into(folder, plan, composed, progress, ranks, parts, watch)
     return output
 
 
 def run_into(
-    folder: Path, plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS
+    folder: Path,
+    plan: Plan,
+    composed: Mapping[str, Any],
+    progress: Progress,
+    ranks: Ranks = ONE_PROCESS,
+    parts: PartSource | None = None,
+    watch: Watch | None = None,
 ) -> None:
-    """Run all stages and leave everything in `folder`, an empty one; ranks but the first leave nothing."""
+    """Run all stages and leave everything in `folder`, an empty one; ranks but the first leave nothing.
+
+    `parts` is where components come from; None: from the plan's files. `watch` follows the run.
+    """
     recipe = plan.recipe
     set_threads(recipe.runtime.threads)
     use_full_float32()
@@ -69,11 +85,12 @@ def run_into(
 
     noise = NoiseSource(recipe.request.seed, device=plan.device, dtype=plan.dtype, draw_on=recipe.runtime.noise)
     keep = "run" if recipe.memory.policy == "resident" else "last_use"
-    executor = StageExecutor(parts_of(plan, progress.note), progress, functools.partial(MemoryMeter, plan.device), keep)
+    parts = parts or parts_of(plan, progress.note)
+    executor = StageExecutor(parts, progress, functools.partial(MemoryMeter, plan.device), keep)
     stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
     progress.plan(list(stages))
     with torch.inference_mode():
-        executor.run(stages, {NOISE: noise}, folder, record if recipe.output.tensors else None)
+        executor.run(stages, {NOISE: noise}, folder, record if recipe.output.tensors else None, watch)
     if not ranks.is_main:
         return
     if recipe.output.tensors:
@@ -87,8 +104,7 @@ def run_into(
 def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
     """The components of a run, as it would have them: placed on the ranks, compiled. `note` is told what that does."""
     compiling = note if plan.compiles else None
-    policy = plan.memory.forecast.policy if plan.memory else "last_use"
-    return ArtifactParts(plan.artifacts, plan.options, plan.device, _placement(plan), compiling, policy == "swap")
+    return ArtifactParts(plan.artifacts, plan.options, plan.device, _placement(plan), compiling, plan.swaps)
 
 
 def _placement(plan: Plan) -> Placement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -27,7 +27,7 @@ from ltxgen.models.transformer.graphs import graphed
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import StageParallel
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Step
 
 Steps = Annotated[int, Check(f"must be at least {MIN_STEPS}", lambda steps: steps >= MIN_STEPS)]
 NOISE = "noise"  # the run's generator, which every denoise stage draws from in turn
@@ -155,13 +155,25 @@ class Denoise:
         parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type)
         denoiser = Denoiser(self, parallel, parts["transformer"], state[self.config.context], states, context)
         context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
-        states = self.sampler.sample(states, sigmas, denoiser)
-        tokens = states.map(lambda state: state.without_appended().latents)
-        video, audio = self.video_grid.unpatchify(tokens.video), self.audio_grid.unpatchify(tokens.audio)
+        on_step = None if context.stepped is None else partial(self._tell_step, context.stepped, denoiser)
+        states = self.sampler.sample(states, sigmas, denoiser, on_step)
+        video, audio = self._unpatchified(states)
         context.record(f"{self.name}.final.video", video)
         context.record(f"{self.name}.final.audio", audio)
         context.report("communication", parallel.communication)
         return {NOISE: state[NOISE], f"{self.name}.video": video, f"{self.name}.audio": audio}
+
+    def _unpatchified(self, states: Pair[LatentState]) -> tuple[Tensor, Tensor]:
+        tokens = states.map(lambda state: state.without_appended().latents)
+        return self.video_grid.unpatchify(tokens.video), self.audio_grid.unpatchify(tokens.audio)
+
+    def _tell_step(
+        self, tell: Callable[[Step], None], denoiser: Denoiser, number: int, states: Pair[LatentState]
+    ) -> None:
+        assert denoiser.previous is not None, "a step has a prediction"
+        expected = states.map(lambda state, x0: state.with_(latents=x0), denoiser.previous)
+        latents, denoised = Pair(*self._unpatchified(states)), Pair(*self._unpatchified(expected))
+        tell(Step(self.name, number, len(self.sigmas) - 1, latents, denoised))
 
     def _initial_states(self, state: Mapping[str, Any], sigma: float, context: RunContext) -> Pair[LatentState]:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""
