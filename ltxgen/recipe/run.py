@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import os
 import shutil
@@ -32,7 +33,7 @@ from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.runtime.progress import Progress
 from ltxgen.runtime.ranks import ONE_PROCESS, Ranks
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import PartRequest, RunContext, Stage, Stream, Watch
+from ltxgen.stage.protocol import PartRequest, RunContext, Stream, Watch
 
 TENSORS = "tensors.safetensors"
 RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml", "manifest.json"})
@@ -87,7 +88,7 @@ def run_into(
     keep = "run" if recipe.memory.policy == "resident" else "last_use"
     parts = parts or parts_of(plan, progress.note)
     executor = StageExecutor(parts, progress, functools.partial(MemoryMeter, plan.device), keep)
-    stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
+    stages = (plan if ranks.is_main else writing_nothing(plan)).stages
     progress.plan(list(stages))
     with torch.inference_mode():
         executor.run(stages, {NOISE: noise}, folder, record if recipe.output.tensors else None, watch)
@@ -121,9 +122,10 @@ def _placement(plan: Plan) -> Placement:
     return StreamedWeights(plan.device, forecast.num_kept, source, read_again)
 
 
-def _writing_nothing(stage: Stage) -> Stage:
-    """`stage`, or for one whose only results are files, one that takes what it reads and drops it."""
-    return stage if stage.writes else Drop(stage.reads)
+def writing_nothing(plan: Plan) -> Plan:
+    """`plan` with stages whose only results are files replaced by ones that take what they read and drop it."""
+    stages = {name: stage if stage.writes else Drop(stage.reads) for name, stage in plan.stages.items()}
+    return dataclasses.replace(plan, stages=stages)
 
 
 class Drop:

@@ -183,7 +183,7 @@ def _size(plan: Plan, name: str) -> int:
 
 @dataclass(frozen=True)
 class Walk:
-    """What one process needs to run jobs one after another. `claim`, where several do, says whether a job is its own."""
+    """What a process needs to run jobs one after another. `claim`, where several do, says whether a job is its own."""
 
     folder: SweepFolder
     session: Session
