@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import sys
@@ -13,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, ResolvedArtifact
+from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, Files, ResolvedArtifact
 from ltxgen.artifacts.catalog import LTX23_SPECS, candidate
-from ltxgen.artifacts.check import check_artifacts
+from ltxgen.artifacts.check import CheckResult, check_artifacts
 from ltxgen.artifacts.components import BuildOptions, artifact_of
 from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.artifacts.safetensors_file import BadFile
@@ -128,7 +129,7 @@ def make_plan(
     checkpoint, sharded = resolution.artifacts.get("checkpoint"), parallel is not None and parallel.sharded_weights
     problems += precision_problems(float8, checkpoint, device, dtype, sharded)
     notes += precision_notes(checkpoint, options, dtype)
-    checked = check_artifacts(resolution.artifacts, component_names(stages), options)
+    checked = _check(Files.of(resolution.artifacts), component_names(stages), options)
     problems += checked.problems
 
     graphed_tokens = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel), 0, problems)
@@ -164,6 +165,11 @@ def make_plan(
         memory,
         here,
     )
+
+
+@functools.lru_cache(maxsize=32)
+def _check(files: Files, components: tuple[str, ...], options: BuildOptions) -> CheckResult:
+    return check_artifacts(files.artifacts, components, options)
 
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:

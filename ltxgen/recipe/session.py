@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import artifact_of
 from ltxgen.models.blocks import BLOCKS
 from ltxgen.recipe.forecast import Peak
@@ -28,7 +27,7 @@ def part_key(plan: Plan, name: str) -> PartKey | None:
     request = next((each for stage in plan.stages.values() for each in stage.parts if each.name == name), None)
     if request is None:
         return None
-    key: PartKey = (name, _identity(plan.artifacts[artifact_of(name)]), request.dtype, plan.device)
+    key: PartKey = (name, plan.artifacts[artifact_of(name)].state, request.dtype, plan.device)
     if name == "transformer":
         key += (plan.options, plan.compiles)
     if name in BLOCKS:
@@ -36,15 +35,6 @@ def part_key(plan: Plan, name: str) -> PartKey | None:
         streamed = forecast is not None and forecast.num_kept and (forecast.policy, forecast.num_kept.get(name))
         key += (_is_sharded(plan), streamed)
     return key
-
-
-def _identity(artifact: ResolvedArtifact) -> PartKey:
-    """Of its content, as far as that can be told without reading it."""
-    if artifact.path is None:
-        return artifact.name, artifact.seed, str(artifact.config)
-    files = sorted(artifact.path.rglob("*")) if artifact.is_folder else [artifact.path]
-    states = ((str(file), file.stat()) for file in files)
-    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
 @dataclass

@@ -58,6 +58,7 @@ class SweepFolder:
     def begin(self, jobs: Sequence[Job], *, anew: bool) -> None:
         """Write down jobs to come, all pending; `anew` forgets those of an earlier sweep."""
         configs = self.path / HIDDEN
+        configs.mkdir(parents=True, exist_ok=True)
         for file in configs.glob("*.json") if anew else ():
             file.unlink()
         for job in jobs:

@@ -165,7 +165,8 @@ class Denoise:
 
     def _unpatchified(self, states: Pair[LatentState]) -> tuple[Tensor, Tensor]:
         tokens = states.map(lambda state: state.without_appended().latents)
-        assert tokens.video is not None and tokens.audio is not None
+        assert tokens.video is not None
+        assert tokens.audio is not None
         return self.video_grid.unpatchify(tokens.video), self.audio_grid.unpatchify(tokens.audio)
 
     def _tell_step(
