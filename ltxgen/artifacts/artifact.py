@@ -162,7 +162,7 @@ class ResolvedArtifact:
 
 @dataclass(frozen=True)
 class Files:
-    """Artifacts by name that compare by the state of their files: what was found out about them holds for equal ones."""
+    """Artifacts by name that compare by the state of their files: what was found out of them holds for equal ones."""
 
     state: tuple[object, ...]
     artifacts: Mapping[str, ResolvedArtifact] = field(compare=False)
