@@ -21,10 +21,11 @@ from ltxgen.parallel import ending
 from ltxgen.parallel.ending import RankFailure
 
 if TYPE_CHECKING:
-    from ltxgen.config.launcher import RunJobs, SweepJob
+    from ltxgen.config.launcher import SweepJob
 
 Result = TypeVar("Result")
 Command = Callable[[dict[str, Any]], float | None]
+RunComposed = Callable[["Sequence[SweepJob]"], Sequence[float | None]]
 
 USAGE = """\
 ltxgen {version}: LTX-2.3 audio-video generation from YAML
@@ -142,13 +143,24 @@ def _run_words(words: list[str], debug: bool) -> int | None:
         return _with_recipe(run, words, debug, run_jobs)
 
 
-def _with_recipe(command: Command, words: list[str], debug: bool, run_jobs: RunJobs | None = None) -> int | None:
+def _with_recipe(command: Command, words: list[str], debug: bool, run_jobs: RunComposed | None = None) -> int | None:
     """Let Hydra compose the recipe and call `command` with it, or, in a sweep, `run_jobs` with all jobs; without it,
     `command` with each."""
     from ltxgen.config import compose
 
     words = compose.name_recipe_paths(compose.open_overrides(words))
-    _refuse_bad_overrides(words)
+    shows = any(word in _SHOWING_FLAGS for word in words)
+    if not compose.is_sweep(words) or shows or compose.has_other_plugins(words):
+        _refuse_bad_overrides(words)
+    else:
+        compose.jobs_of_sweep([word for word in words if not word.startswith("-")])  # or refused
+
+    def composed(jobs: Callable[[], Sequence[SweepJob]]) -> Sequence[SweepJob]:
+        try:
+            return jobs()
+        except compose.COMPOSITION_ERRORS:
+            _refuse_bad_overrides(words)
+            raise
 
     def guarded(run: Callable[[], Result]) -> Result:
         results: list[Result] = []
@@ -160,10 +172,12 @@ def _with_recipe(command: Command, words: list[str], debug: bool, run_jobs: RunJ
     def job(config: dict[str, Any]) -> float | None:
         return guarded(lambda: command(config))
 
-    def jobs(jobs: Sequence[SweepJob]) -> Sequence[float | None]:
-        return guarded(lambda: run_jobs(jobs)) if run_jobs else [job(dict(each.config)) for each in jobs]
+    def run_all(jobs: Callable[[], Sequence[SweepJob]]) -> Sequence[float | None]:
+        if run_jobs is not None:
+            return guarded(lambda: run_jobs(composed(jobs)))
+        return [job(dict(each.config)) for each in guarded(lambda: composed(jobs))]
 
-    compose.hydra_app(job, jobs, words)
+    compose.hydra_app(job, run_all, words)
     return 0
 
 
@@ -221,7 +235,7 @@ def _show(folder: Path, config: Mapping[str, Any]) -> float | None:
 
 
 @contextmanager
-def _sweeping(debug: bool) -> Iterator[RunJobs]:
+def _sweeping(debug: bool) -> Iterator[RunComposed]:
     """Runs the jobs of a sweep, batch after batch, with what stays loaded between them."""
     from ltxgen.config import compose
     from ltxgen.recipe.sweep import Sweep

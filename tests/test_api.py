@@ -105,7 +105,7 @@ def test_what_is_refused(pipeline):
     assert "request.height" in str(pipeline.plan({"height": 100}).problems[0])
     with pytest.raises(Refusal, match="did you mean 'ltx23_two_stage'"):
         ltxgen.load("ltx23_two_stag")
-    with pytest.raises(Refusal, match="parallel.num_processes = 2: runs from Python are one process each"):
+    with pytest.raises(Refusal, match=r"parallel\.num_processes = 2: runs from Python are one process each"):
         ltxgen.load("ltx23_two_stage", overrides=[*OVERRIDES, "parallel.num_processes=2"])
 
 

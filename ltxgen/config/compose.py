@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -33,11 +32,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
-from ltxgen.config.launcher import RUN_JOBS, RunJobs, register_launcher
+from ltxgen.config.launcher import RUN_JOBS, RunJobs, register_sweeps
 
 CONFIG_NAME = "config"
 # ValueError: Hydra's own for a choice that reads as a number (`request=5`).
-_COMPOSITION_ERRORS = (ConfigCompositionException, HydraException, ValueError)
+COMPOSITION_ERRORS = (ConfigCompositionException, HydraException, ValueError)
 
 
 def data_folder(name: str) -> Path:
@@ -129,7 +128,7 @@ def read_recipe(path: Path) -> tuple[DictConfig, str]:
 def register_plugins() -> None:
     """Make recipes, and how sweeps run, known to Hydra; safe to call more than once."""
     Plugins.instance().register(RecipeSearchPath)
-    register_launcher()
+    register_sweeps()
     sources = SourcesRegistry.instance()
     if RecipeSource.scheme() not in sources.types:
         sources.register(RecipeSource)
@@ -186,16 +185,16 @@ def hydra_app(job: Callable[[dict[str, Any]], float | None], run_jobs: RunJobs, 
     The jobs of a sweep get numbered folders inside the one that `output.dir` names. Other launchers than ltxgen's call
     `job` for each, wherever they run it.
     """
-    with tempfile.TemporaryDirectory(prefix="ltxgen-") as scratch:
-        # Hydra leaves a multirun.yaml in its sweep folder; other launchers and sweepers leave there what users look at.
-        folder = f"hydra.sweep.dir='{_sweep_folder(arguments) if has_other_plugins(arguments) else scratch}'"
-        given = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in arguments)
-        _run_hydra(job, run_jobs, [*arguments, folder] if is_sweep(arguments) and not given else arguments)
+    given = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in arguments)
+    if is_sweep(arguments) and has_other_plugins(arguments) and not given:
+        # They leave there what their users look for.
+        arguments = [*arguments, f"hydra.sweep.dir='{_sweep_folder(arguments)}'"]
+    _run_hydra(job, run_jobs, arguments)
 
 
 def has_other_plugins(words: Sequence[str], groups: str = "launcher|sweeper") -> bool:
     """Whether a launcher or sweeper is asked for that isn't the default."""
-    return any(re.match(rf"hydra/({groups})=(?!ltxgen$|basic$)", word) for word in words)
+    return any(re.match(rf"hydra/({groups})=(?!ltxgen$)", word) for word in words)
 
 
 def _sweep_folder(arguments: Sequence[str]) -> str:
@@ -308,7 +307,7 @@ def _compose_tolerantly(overrides: list[str]) -> tuple[DictConfig, list[Problem]
         try:
             config = compose(CONFIG_NAME, overrides=overrides)
             break
-        except _COMPOSITION_ERRORS as error:
+        except COMPOSITION_ERRORS as error:
             culprit = _culprit(error, overrides)
             if culprit is None:
                 raise Refusal([Problem("command line", MISSING, _first_line(error))]) from error
@@ -328,7 +327,7 @@ def _culprit(error: Exception, overrides: list[str]) -> str | None:
         try:
             compose(CONFIG_NAME, overrides=rest)
             return override
-        except _COMPOSITION_ERRORS as other_error:
+        except COMPOSITION_ERRORS as other_error:
             if str(other_error) != str(error):
                 return override
     return None

@@ -1,4 +1,4 @@
-"""The Hydra launcher `ltxgen`, the default for sweeps: hands all jobs over at once, where others run each by itself."""
+"""Hydra's view of a sweep: the launcher `ltxgen`, its default, hands all jobs over at once instead of running each."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ltxgen.config.errors import Problem, Refusal
 
-TARGET = "hydra_plugins.ltxgen.SweepLauncher"  # as conf/hydra/launcher/ltxgen.yaml has it
+NAMESPACE = "hydra_plugins.ltxgen"  # in the YAMLs: Hydra takes plugins of no other
 RUN_JOBS = "run_jobs"  # the attribute of the application's function that holds a `RunJobs`
 
 
@@ -32,13 +35,12 @@ class SweepJob:
     config: Mapping[str, Any]
 
 
-RunJobs = Callable[[Sequence[SweepJob]], Sequence[float | None]]
-"""Runs jobs and returns what a sweeper that looks for the best one compares."""
+RunJobs = Callable[[Callable[[], Sequence[SweepJob]]], Sequence[float | None]]
+"""Composes jobs by calling its argument, runs them, and returns what a sweeper that looks for the best one compares."""
 
 
 class SweepLauncher(Launcher):
-    """Composes the jobs and calls the application's `RunJobs`; a sweeper that needs results to go on does so again and
-    again."""
+    """Calls the application's `RunJobs`; for a sweeper that needs results to go on, again and again."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._loader = hydra_context.config_loader
@@ -48,20 +50,20 @@ class SweepLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
-        numbered = list(enumerate(job_overrides, initial_job_idx))
-        configs = [self._loader.load_sweep_config(self._config, list(overrides)) for _, overrides in numbered]
-        jobs = [
-            SweepJob(number, tuple(overrides), self._composed(config, number))
-            for (number, overrides), config in zip(numbered, configs, strict=True)
-        ]
-        values = self._run_jobs(jobs)
+
+        def composed() -> list[SweepJob]:
+            numbered = enumerate(job_overrides, initial_job_idx)
+            return [SweepJob(number, tuple(words), self._composed(words, number)) for number, words in numbered]
+
+        values = self._run_jobs(composed)
         return [
-            JobReturn(job.overrides, config, config.hydra, str(Path.cwd()), "ltxgen", JobStatus.COMPLETED, value)
-            for job, config, value in zip(jobs, configs, values, strict=True)
+            JobReturn(overrides, status=JobStatus.COMPLETED, _return_value=value)
+            for overrides, value in zip(job_overrides, values, strict=True)
         ]
 
-    def _composed(self, config: DictConfig, number: int) -> Mapping[str, Any]:
+    def _composed(self, overrides: Sequence[str], number: int) -> Mapping[str, Any]:
         """The job's config as plain data, without Hydra's part."""
+        config = self._loader.load_sweep_config(self._config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = str(number)
             config.hydra.job.num = number
@@ -80,6 +82,31 @@ class SweepLauncher(Launcher):
         return data
 
 
-def register_launcher() -> None:
-    """Make the launcher known to Hydra under a name of its plugin namespace: it takes no others."""
-    Plugins.instance().class_name_to_class[TARGET] = SweepLauncher
+class ProductSweeper(Sweeper):
+    """Every combination of values, as Hydra's basic sweeper; that one also composes each job, which `SweepLauncher`
+    does for all before it runs the first."""
+
+    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None) -> None:
+        self._max_batch_size = max_batch_size
+        self._params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._loader = hydra_context.config_loader
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
+        overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(words)
+        number = 0
+        for batch in BasicSweeper.split_arguments(overrides, self._max_batch_size):
+            for result in self._launcher.launch(batch, initial_job_idx=number):
+                _ = result.return_value  # raises the error of a failed job
+            number += len(batch)
+
+
+def register_sweeps() -> None:
+    """Make these known to Hydra."""
+    for plugin in (SweepLauncher, ProductSweeper):
+        Plugins.instance().class_name_to_class[f"{NAMESPACE}.{plugin.__name__}"] = plugin

@@ -175,7 +175,7 @@ def test_the_order_of_jobs(tiny_words, tiny_set, offline):
         ("stages.refine.loras.distilled=0.5", "request.seed=3"),
     ]
     jobs = [planned((*tiny_words, *words), number) for number, words in enumerate(changes)]
-    assert [job.number for job in ordered(jobs)] == [0, 4, 2, 1, 3]
+    assert [job.number for job in ordered(jobs)] == [0, 4, 2, 3, 1]
     assert [job.number for job in ordered(jobs[::-1])] == [4, 0, 2, 3, 1]
 
 
