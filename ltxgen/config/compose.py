@@ -62,17 +62,23 @@ def recipe_files() -> dict[str, Path]:
     return found
 
 
+class RecipesByPath(metaclass=Singleton):
+    """Recipe files that were given by path, by the names that stand for them. Hydra takes what its singletons hold along
+    to the processes of its launchers."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Path] = {}
+
+
 class RecipeSource(ConfigSource):
     """Hydra's view of the recipe folders as the config group `recipe`, and of recipe files given by path."""
-
-    files_by_path: dict[str, Path] = {}  # noqa: RUF012 - one table for the process, as Hydra makes the instances
 
     @staticmethod
     def scheme() -> str:
         return "recipes"
 
     def _files(self) -> dict[str, Path]:
-        return {**recipe_files(), **self.files_by_path}
+        return {**recipe_files(), **RecipesByPath.instance().files}
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = self._files()[config_path.removeprefix("recipe/").removesuffix(".yaml")]
@@ -254,7 +260,7 @@ def name_recipe_paths(overrides: Sequence[str]) -> list[str]:
             if not path.is_file():
                 raise Refusal([Problem("recipe", value, "no such file; give a recipe's name or the path of its YAML")])
             name = re.sub(r"\W+", "_", path.resolve().parent.name + "_" + path.stem)
-            RecipeSource.files_by_path[name] = path.resolve()
+            RecipesByPath.instance().files[name] = path.resolve()
             override = f"{key}={name}"
         named.append(override)
     return named
@@ -346,7 +352,7 @@ def _override_problem(override: str, known_keys: Sequence[str], error: Exception
         return Problem("command line", override, "an override reads key=value; see `ltxgen --help`")
     if name == "recipe":
         known = sorted(recipe_files())
-        if value in known or value in RecipeSource.files_by_path:
+        if value in known or value in RecipesByPath.instance().files:
             return Problem("recipe", value, _first_line(error))
         return Problem("recipe", value, f"no such recipe; there are {', '.join(known)}{did_you_mean(value, known)}")
     group = data_folder("conf") / name.partition("@")[0]
