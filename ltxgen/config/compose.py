@@ -63,8 +63,10 @@ def recipe_files() -> dict[str, Path]:
 
 
 class RecipesByPath(metaclass=Singleton):
-    """Recipe files that were given by path, by the names that stand for them. Hydra takes what its singletons hold along
-    to the processes of its launchers."""
+    """Recipe files that were given by path, by the names that stand for them.
+
+    A singleton of Hydra's: what these hold goes along to the processes of its launchers.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, Path] = {}

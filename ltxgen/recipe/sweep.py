@@ -6,6 +6,7 @@ takes a job whenever it has none.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import tempfile
@@ -83,8 +84,9 @@ class Sweep:
         """Run the jobs of the sweep in `path` that failed or were not reached, as they were composed, and those whose
         folder isn't whole; returns the folders of all."""
         self._folder = folder = SweepFolder(path)
-        planned = plan_jobs(folder.unfinished())
+        _ = folder.record  # or refused, before anything is made there
         with folder.alone():
+            planned = plan_jobs(folder.unfinished())
             folder.reopen(planned)
             self._run(folder, planned)
         return _finished(folder, planned, everything=True)
@@ -131,14 +133,18 @@ def resume_sweep(path: Path, debug: bool = False) -> list[Path]:
         sweep.close()
 
 
-def plan_jobs(jobs: Sequence[Job], local_rank: int = 0) -> list[PlannedJob]:
+def plan_jobs(jobs: Sequence[Job], ranks: Ranks = ONE_PROCESS) -> list[PlannedJob]:
     """Plan every job; Refusal with the problems of all of them."""
     problems: list[Problem] = []
     planned = []
     with create_progress("quiet" if is_rank() else "auto") as progress:
         for job in jobs:
             try:
-                plan = make_plan(parse_recipe(job.config), progress.note, local_rank).require()
+                plan = make_plan(parse_recipe(job.config), progress.note, ranks.local_rank)
+                if not ranks.is_main:  # its machine need not have the folder that the first rank writes
+                    others = [problem for problem in plan.problems if problem.path != "output.dir"]
+                    plan = dataclasses.replace(plan, problems=others)
+                plan.require()
             except Refusal as refusal:
                 problems += refusal.problems
                 continue
@@ -289,8 +295,8 @@ def run_as_sweep_rank(frozen: Path, sha256: str, claims: Path, debug: bool = Fal
     folder, session = SweepFolder(Path(stored["folder"])), Session()
     if jobs[0].config["parallel"]["kind"] == JOBS:
         local_rank, num_workers = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
-        planned = plan_jobs(jobs, local_rank)
         alone = Ranks(rank=0, world_size=1, local_rank=local_rank)
+        planned = plan_jobs(jobs, alone)
         with create_progress("auto" if local_rank == 0 else "quiet") as progress, session:
             claim = lambda number: _claim(claims, number)  # noqa: E731
             _walk(Walk(folder, session, progress, alone, debug, claim, num_workers), planned)
@@ -304,7 +310,7 @@ def _agreed(jobs: Sequence[Job], ranks: Ranks) -> list[PlannedJob]:
     """The jobs as all ranks have them, planned."""
     configs = [agree(job.config, ranks.world_size, ranks.gather) for job in jobs]
     agreed = [Job(job.number, job.overrides, config) for job, config in zip(jobs, configs, strict=True)]
-    return plan_jobs(agreed, ranks.local_rank)
+    return plan_jobs(agreed, ranks)
 
 
 def _progress(ranks: Ranks) -> Progress:
