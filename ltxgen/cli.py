@@ -11,20 +11,29 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ltxgen import __version__
-from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+from ltxgen.config.errors import MISSING, JobsFailed, Problem, Refusal, did_you_mean
 from ltxgen.parallel import ending
 from ltxgen.parallel.ending import RankFailure
+
+if TYPE_CHECKING:
+    from ltxgen.config.launcher import SweepJob
+
+Result = TypeVar("Result")
+Command = Callable[[dict[str, Any]], float | None]
+RunComposed = Callable[["Sequence[SweepJob]"], Sequence[float | None]]
 
 USAGE = """\
 ltxgen {version}: LTX-2.3 audio-video generation from YAML
 
   ltxgen +recipe=NAME [key=value ...]        run a recipe (also: ltxgen run ...)
   ltxgen plan +recipe=NAME [key=value ...]   what would run: stages, files, sizes, passes; reads no weights
+  ltxgen resume DIR                          the jobs of a sweep that failed or were not reached
   ltxgen fetch +recipe=NAME                  download and verify the files it needs
   ltxgen lock +recipe=NAME [key=value ...]   the composed recipe with every file pinned by sha256, into NAME.lock.yaml
   ltxgen replay FOLDER [--check]             make a run again from its recipe.yaml; --check: is it bit-equal?
@@ -37,6 +46,7 @@ ltxgen {version}: LTX-2.3 audio-video generation from YAML
   ltxgen bench [CASE ...] [key=value ...]    how fast its parts are here, beside their floors and diffusers
 
   ltxgen +recipe=ltx23_two_stage model=ltx23_tiny request=demo     try it now, no weights needed
+  ltxgen +recipe=NAME requests=FILE          a job for each row of a JSONL, CSV, YAML or text file
   ltxgen -m +recipe=NAME request.seed=1,2    a sweep; --cfg job shows a composed recipe; --help has all keys
   --debug                                    a traceback instead of one message
 """
@@ -70,6 +80,8 @@ def _guarded(command: Callable[[], int | None], debug: bool) -> int:
         return command() or 0
     except Refusal as refusal:
         return _told(_counted(refusal), 2, debug)
+    except JobsFailed as failure:
+        return _told(str(failure), 1, False)
     except RankFailure as failure:
         return _told(str(failure), failure.code, False)
     except KeyboardInterrupt:
@@ -89,7 +101,7 @@ def _told(message: str, code: int, debug: bool) -> int:
     """Print what ended a command; of several ranks one does, and none stays behind in what it was doing."""
     if ending.is_rank():
         ending.end_within_grace(code)
-    if message and ending.speaks():
+    if message and ending.speaks(message):
         if debug:
             traceback.print_exc()
         print(f"ltxgen: {message}", file=sys.stderr)
@@ -111,39 +123,95 @@ def _dispatch(words: list[str], debug: bool) -> int | None:
         print(f"ltxgen {__version__}")
         return 0
     command, rest = words[0], words[1:]
-    run = functools.partial(_run, debug=debug)
     if command == "replay":
         return _replay(rest, debug)
-    if command == "resume":
-        return _resume(rest, debug)
-    if command in _RECIPE_COMMANDS:
-        return _with_recipe(run if command == "run" else _RECIPE_COMMANDS[command], rest, debug)
+    if command in _RECIPE_COMMANDS and command != "run":
+        return _with_recipe(_RECIPE_COMMANDS[command], rest, debug)
     if command == "rank" and ending.is_rank():
         return _rank(rest)
+    if command == "sweep-rank" and ending.is_rank():
+        return _sweep_rank(rest, debug)
+    if command == "resume":
+        return _resume(rest, debug)
     if command in _PLAIN_COMMANDS:
         return _PLAIN_COMMANDS[command](rest)
-    if "=" in command or command.startswith(("-", "+", "~")):
-        return _with_recipe(run, words, debug)
+    if command == "run" or "=" in command or command.startswith(("-", "+", "~")):
+        return _run_words(rest if command == "run" else words, debug)
     known = (*_RECIPE_COMMANDS, *_PLAIN_COMMANDS, "resume", "replay")
     raise Refusal([Problem("command", command, f"must be one of {', '.join(known)}{did_you_mean(command, known)}")])
 
 
-def _with_recipe(command: Callable[[dict[str, Any]], None], words: list[str], debug: bool) -> int | None:
-    """Let Hydra compose the recipe and call `command` with it, once or, in a sweep, for each job."""
+def _run_words(words: list[str], debug: bool) -> int | None:
+    from ltxgen.config import compose
+
+    run = functools.partial(_run, debug=debug)
+    rows, words = _requests(words)
+    if not compose.is_sweep(words):
+        return _with_recipe(run, words, debug)
+    with _sweeping(debug) as run_jobs:
+        return _with_recipe(run, words, debug, run_jobs, rows)
+
+
+def _requests(words: list[str]) -> tuple[list[list[str]] | None, list[str]]:
+    """The overrides of each request in the file of `requests=FILE`, and the words that are left, now a sweep's."""
+    from ltxgen.config import compose
+    from ltxgen.config.requests import read_requests
+
+    given = {key: value for key, separator, value in (word.partition("=") for word in words) if separator}
+    if "requests" not in given:
+        return None, words
+    if compose.has_other_plugins(words, "sweeper"):
+        message = "its rows are the jobs; leave out the sweeper, or the file"
+        raise Refusal([Problem("requests", given["requests"], message)])
+    rows = read_requests(Path(given["requests"]).expanduser(), given.get("requests.mode", "zip"))
+    rest = [word for word in words if word.partition("=")[0] not in ("requests", "requests.mode")]
+    return rows, rest if compose.is_sweep(rest) else ["-m", *compose.open_overrides(rest)]
+
+
+def _with_recipe(
+    command: Command,
+    words: list[str],
+    debug: bool,
+    run_jobs: RunComposed | None = None,
+    rows: Sequence[Sequence[str]] | None = None,
+) -> int | None:
+    """Let Hydra compose the recipe and call `command` with it, or, in a sweep, `run_jobs` with all jobs; without it,
+    `command` with each. With `rows` there are as many jobs for each, with its overrides."""
     from ltxgen.config import compose
 
     if any(word in _COMPLETION_FLAGS for word in words):  # their words are Hydra's own: install=bash
         _hide_command_from_completion()
     else:
         words = compose.name_recipe_paths(compose.open_overrides(words))
-        _refuse_bad_overrides(words)
+        shows = any(word in _SHOWING_FLAGS for word in words)
+        if not compose.is_sweep(words) or shows or compose.has_other_plugins(words):
+            _refuse_bad_overrides(words)
+        else:
+            compose.jobs_of_sweep([word for word in words if not word.startswith("-")])  # or refused
 
-    def job(config: dict[str, Any]) -> None:
-        code = _guarded(lambda: command(config), debug)
+    def composed(jobs: Callable[[], Sequence[SweepJob]]) -> Sequence[SweepJob]:
+        try:
+            return jobs()
+        except compose.COMPOSITION_ERRORS:
+            _refuse_bad_overrides(words)
+            raise
+
+    def guarded(run: Callable[[], Result]) -> Result:
+        results: list[Result] = []
+        code = _guarded(lambda: results.append(run()), debug)
         if code:
-            sys.exit(code)
+            sys.exit(code)  # past Hydra, which would print a traceback
+        return results[0]
 
-    compose.hydra_app(job, words)
+    def job(config: dict[str, Any]) -> float | None:
+        return guarded(lambda: command(config))
+
+    def run_all(jobs: Callable[[], Sequence[SweepJob]]) -> Sequence[float | None]:
+        if run_jobs is not None:
+            return guarded(lambda: run_jobs(composed(jobs)))
+        return [job(dict(each.config)) for each in guarded(lambda: composed(jobs))]
+
+    compose.hydra_app(job, run_all, words, rows)
     return 0
 
 
@@ -168,7 +236,7 @@ def _refuse_bad_overrides(words: Sequence[str]) -> None:
     # A flag that shows takes a word of its own: `--cfg job`.
     overrides = [word for word in words if not word.startswith("-") and ("=" in word or not shows)]
     problems: list[Problem] = []
-    for job in compose.jobs_of_sweep(overrides) if compose.is_sweep(words) else [overrides]:
+    for job in _jobs(overrides) if compose.is_sweep(words) else [overrides]:
         try:
             config = compose.compose_config(job)
         except compose.CompositionRefusal as refusal:
@@ -184,17 +252,79 @@ def _refuse_bad_overrides(words: Sequence[str]) -> None:
         raise Refusal(problems)
 
 
-def _run(config: Mapping[str, Any], debug: bool = False) -> None:
+def _jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The jobs that are known beforehand; of a sweeper that chooses them as it goes, what all have in common."""
+    from ltxgen.config import compose
+
+    by_other = compose.has_other_plugins(overrides, "sweeper")
+    return [compose.fixed_words(overrides)] if by_other else compose.jobs_of_sweep(overrides)
+
+
+def _run(config: Mapping[str, Any], debug: bool = False) -> float | None:
     from ltxgen.recipe.launch import run_config
 
-    _print_files(run_config(config, ("--debug",) if debug else ()))
+    folder = run_config(config, ("--debug",) if debug else ())
+    return None if folder is None else _print_results(folder, config)
+
+
+def _print_results(folder: Path, config: Mapping[str, Any]) -> float | None:
+    """Print where the results of a run are; returns what a sweeper compares."""
+    from ltxgen.recipe.manifest import objective
+
+    _print_files(folder)
+    return objective(folder, config["output"]["objective"])
 
 
 def _print_files(folder: Path | None) -> None:
     """What a run is for, where this process has made it."""
-    for name in ("video.mp4", "contact_sheet.png"):
+    for name in ("video.mp4", "sound.wav", "contact_sheet.png"):
         if folder is not None and (folder / name).exists():
             print(folder / name)
+
+
+@contextmanager
+def _sweeping(debug: bool) -> Iterator[RunComposed]:
+    """Runs the jobs of a sweep, batch after batch, with what stays loaded between them."""
+    from ltxgen.config import compose
+    from ltxgen.recipe.sweep import Sweep
+    from ltxgen.recipe.sweep_folder import Job
+
+    sweep = Sweep(debug)
+
+    def run_jobs(jobs: Sequence[SweepJob]) -> Sequence[float | None]:
+        written = [tuple(map(compose.written_word, each.overrides)) for each in jobs]
+        folders = sweep.run([Job(each.number, words, each.config) for each, words in zip(jobs, written, strict=True)])
+        shown = [_print_results(folder, job.config) for folder, job in zip(folders, jobs, strict=False)]
+        if folders:
+            _print_page(folders[0].parent)
+        return shown or [None] * len(jobs)  # a rank, or a machine, that writes nothing
+
+    try:
+        yield run_jobs
+    finally:
+        sweep.close()
+
+
+def _resume(words: list[str], debug: bool) -> int:
+    from ltxgen.recipe.launch import resume
+    from ltxgen.recipe.sweep import resume_sweep
+    from ltxgen.recipe.sweep_folder import RECORD
+
+    if len(words) != 1:
+        raise Refusal([Problem("resume", " ".join(words) or MISSING, "takes one folder: `ltxgen resume FOLDER`")])
+    path = Path(words[0]).expanduser()
+    if not (path / RECORD).exists():
+        _print_files(resume(path, ("--debug",) if debug else ()))
+        return 0
+    for folder in resume_sweep(path, debug):
+        print(folder)
+    _print_page(path)
+    return 0
+
+
+def _print_page(folder: Path) -> None:
+    if (folder / "index.html").exists():
+        print(folder / "index.html")
 
 
 def _rank(words: list[str]) -> int:
@@ -206,12 +336,12 @@ def _rank(words: list[str]) -> int:
     return 0
 
 
-def _resume(words: list[str], debug: bool) -> int:
-    from ltxgen.recipe.launch import resume
+def _sweep_rank(words: list[str], debug: bool) -> int:
+    """As `_rank`, for all jobs of a sweep."""
+    from ltxgen.recipe.sweep import run_as_sweep_rank
 
-    if len(words) != 1:
-        raise Refusal([Problem("resume", " ".join(words) or MISSING, "takes one folder: `ltxgen resume FOLDER`")])
-    _print_files(resume(Path(words[0]), ("--debug",) if debug else ()))
+    frozen, sha256, claims = words
+    run_as_sweep_rank(Path(frozen), sha256, Path(claims), debug)
     return 0
 
 
@@ -397,12 +527,7 @@ def _console() -> Any:
     return console
 
 
-_RECIPE_COMMANDS: Mapping[str, Callable[[dict[str, Any]], None]] = {
-    "run": _run,
-    "plan": _plan,
-    "fetch": _fetch,
-    "lock": _lock,
-}
+_RECIPE_COMMANDS: Mapping[str, Command] = {"run": _run, "plan": _plan, "fetch": _fetch, "lock": _lock}
 _PLAIN_COMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "ls": _ls,
     "cp": _cp,

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from ltxgen import cli
 from ltxgen.artifacts.tiny import FILES, embedded_folder
-from ltxgen.config.compose import RecipeSource
+from ltxgen.config.compose import RecipesByPath
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 
@@ -117,4 +117,4 @@ def call_ltxgen(*words: str, cwd: Path | str) -> Result:
 
 def _forget_hydra() -> None:
     GlobalHydra.instance().clear()
-    RecipeSource.files_by_path.clear()
+    RecipesByPath.instance().files.clear()

@@ -31,7 +31,9 @@ RANKS = {
     "runtime": 2,
     "stage": 3,
     "recipe": 4,
+    "api": 5,
     "bench": 5,
+    "__init__": 6,
     "cli": 6,
     "__main__": 7,
 }
@@ -44,8 +46,8 @@ OPEN = {
 }  # to all but models and diffusion
 # What only some files may import: the first part of the module's name, or two parts of it.
 RESERVED = {
-    "hydra": {"config.compose", "cli"},
-    "omegaconf": {"config.compose"},
+    "hydra": {"config.compose", "config.launcher", "cli"},
+    "omegaconf": {"config.compose", "config.launcher"},
     "torch.distributed": {"parallel", "runtime"},
     "accelerate": {"parallel", "runtime"},
     "triton": {"models.video_vae.kernels", "models.transformer.kernels"},
@@ -92,10 +94,8 @@ def _allowed(name: str, top: str, module: str) -> bool:
         return top not in ("models", "diffusion") or wanted != ""
     if any(_within(wanted, each) for each in OPEN):
         return top not in ("models", "diffusion")
-    if wanted == "config":
-        return top == "cli"
-    if _within(wanted, "config.compose"):
-        return top == "cli"
+    if wanted == "config" or any(_within(wanted, each) for each in ("config.compose", "config.launcher")):
+        return top in ("cli", "api")
     if _within(wanted, "config.recipe"):
         return RANKS.get(top, -1) >= RANKS["stage"]
     if top not in RANKS:  # registry and config know no part

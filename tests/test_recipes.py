@@ -22,7 +22,7 @@ from ltxgen.recipe.plan import make_plan
 
 RECIPES = sorted(compose.data_folder("recipes").glob("*.yaml"))
 CONF = compose.data_folder("conf")
-CHOICES = sorted(path for path in CONF.rglob("*.yaml") if path.name != "config.yaml")
+CHOICES = sorted(path for path in CONF.glob("*/*.yaml"))
 WHERE = {  # groups that stand inside a stage
     "guidance": "guidance@stages.base.guidance",
     "sampler": "sampler@stages.base.sampler",

@@ -120,6 +120,15 @@ class ResolvedArtifact:
         return self.path.stat().st_size
 
     @property
+    def state(self) -> tuple[object, ...]:
+        """What changes with the content, as far as that can be told without reading it. Hashable."""
+        if self.path is None:
+            return self.name, self.seed, repr(self.synthetic_config)
+        files = sorted(self.path.rglob("*")) if self.is_folder else [self.path]
+        states = ((str(file), file.stat()) for file in files if file.exists())
+        return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+    @property
     def sha256(self) -> str | None:
         """Hex digest of the file, or over the files of a folder; None for the synthetic source.
 
@@ -151,6 +160,18 @@ class ResolvedArtifact:
         if "config" not in self.metadata:
             raise BadFile("has no `config` in its safetensors metadata, so its architecture is unknown")
         return _json_object(self.metadata["config"], "its metadata `config`")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Artifacts by name that compare by the state of their files: what was found out of them holds for equal ones."""
+
+    state: tuple[object, ...]
+    artifacts: Mapping[str, ResolvedArtifact] = field(compare=False)
+
+    @classmethod
+    def of(cls, artifacts: Mapping[str, ResolvedArtifact]) -> Files:
+        return cls(tuple((name, each.config_path, each.state) for name, each in artifacts.items()), artifacts)
 
 
 def _read_text(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -34,10 +33,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
 from ltxgen.config.inputs import beside, with_paths
+from ltxgen.config.launcher import ROWS, RUN_JOBS, RunJobs, register_sweeps
 
 CONFIG_NAME = "config"
 # ValueError: Hydra's own for a choice that reads as a number (`request=5`).
-_COMPOSITION_ERRORS = (ConfigCompositionException, HydraException, ValueError)
+COMPOSITION_ERRORS = (ConfigCompositionException, HydraException, ValueError)
 
 
 def data_folder(name: str) -> Path:
@@ -63,17 +63,25 @@ def recipe_files() -> dict[str, Path]:
     return found
 
 
+class RecipesByPath(metaclass=Singleton):
+    """Recipe files that were given by path, by the names that stand for them.
+
+    A singleton of Hydra's: what these hold goes along to the processes of its launchers.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, Path] = {}
+
+
 class RecipeSource(ConfigSource):
     """Hydra's view of the recipe folders as the config group `recipe`, and of recipe files given by path."""
-
-    files_by_path: dict[str, Path] = {}  # noqa: RUF012 - one table for the process, as Hydra makes the instances
 
     @staticmethod
     def scheme() -> str:
         return "recipes"
 
     def _files(self) -> dict[str, Path]:
-        return {**recipe_files(), **self.files_by_path}
+        return {**recipe_files(), **RecipesByPath.instance().files}
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = self._files()[config_path.removeprefix("recipe/").removesuffix(".yaml")]
@@ -130,8 +138,9 @@ def read_recipe(path: Path) -> tuple[DictConfig, str]:
 
 
 def register_plugins() -> None:
-    """Make recipes known to Hydra; safe to call more than once."""
+    """Make recipes, and how sweeps run, known to Hydra; safe to call more than once."""
     Plugins.instance().register(RecipeSearchPath)
+    register_sweeps()
     sources = SourcesRegistry.instance()
     if RecipeSource.scheme() not in sources.types:
         sources.register(RecipeSource)
@@ -152,6 +161,11 @@ def open_overrides(words: Sequence[str]) -> list[str]:
     words = ["+" + word if word.startswith("recipe=") else word for word in words]
     opened = ["++" + word if re.match(r"(stages\.\w+|artifacts)\.loras\.\w", word) else word for word in words]
     return opened if is_sweep(words) else [_quoted(word) for word in opened]
+
+
+def written_word(word: str) -> str:
+    """An override of `open_overrides` as it was given."""
+    return re.sub(r"^\+\+(?=(stages\.\w+|artifacts)\.loras\.\w)", "", word)
 
 
 _TEXT_KEY = re.compile(r"\+*(request\.(negative_)?prompt|output\.dir|cache\.folder|artifacts\.[\w.]+\.path)")
@@ -178,34 +192,63 @@ def jobs_of_sweep(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
-def hydra_app(job: Callable[[dict[str, Any]], None], arguments: Sequence[str]) -> None:
-    """Run `job` as a Hydra application with these words: once, once per job of a sweep, or not at all (--help).
+def hydra_app(
+    job: Callable[[dict[str, Any]], float | None],
+    run_jobs: RunJobs,
+    arguments: Sequence[str],
+    rows: Sequence[Sequence[str]] | None = None,
+) -> None:
+    """Run as a Hydra application with these words: `job` once, or `run_jobs` with those of a sweep, or none (--help).
 
-    The jobs of a sweep get numbered folders inside the one that `output.dir` names.
+    The jobs of a sweep get numbered folders inside the one that `output.dir` names. Other launchers than ltxgen's call
+    `job` for each, wherever they run it. `rows` are overrides: a sweep has its jobs for each of them.
     """
-    with tempfile.TemporaryDirectory(prefix="ltxgen-") as scratch:
-        # Hydra leaves a multirun.yaml in its sweep folder.
-        _run_hydra(job, [*arguments, f"hydra.sweep.dir={scratch}"] if is_sweep(arguments) else arguments)
+    given = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in arguments)
+    if is_sweep(arguments) and has_other_plugins(arguments) and not given:
+        # They leave there what their users look for.
+        arguments = [*arguments, f"hydra.sweep.dir='{_sweep_folder(arguments)}'"]
+    _run_hydra(job, run_jobs, arguments, rows)
 
 
-def _run_hydra(job: Callable[[dict[str, Any]], None], arguments: Sequence[str]) -> None:
+def has_other_plugins(words: Sequence[str], groups: str = "launcher|sweeper") -> bool:
+    """Whether a launcher or sweeper is asked for that isn't the default."""
+    return any(re.match(rf"hydra/({groups})=(?!ltxgen$)", word) for word in words)
+
+
+def _sweep_folder(arguments: Sequence[str]) -> str:
+    """Where the first job says that the sweep goes; the others, in processes of their own, can't know its time."""
+    return str(compose_config(fixed_words(arguments))["output"]["dir"])
+
+
+def fixed_words(words: Sequence[str]) -> list[str]:
+    """The overrides that are the same for all jobs of a sweep."""
+    overrides = [word for word in words if not word.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [word for word, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+
+
+def _run_hydra(
+    job: Callable[[dict[str, Any]], float | None],
+    run_jobs: RunJobs,
+    arguments: Sequence[str],
+    rows: Sequence[Sequence[str]] | None,
+) -> None:
     register_plugins()
-    folders: dict[str, str] = {}  # output.dir as written -> as resolved by the first job
 
-    @hydra.main(version_base="1.3", config_path=str(data_folder("conf")), config_name=CONFIG_NAME)
-    def app(config: DictConfig) -> None:
+    def app(config: DictConfig) -> float | None:
         data = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         running = HydraConfig.get()
         if running.mode == RunMode.MULTIRUN:
-            written = cast(dict[str, Any], OmegaConf.to_container(config.output, resolve=False))["dir"]
-            folder = folders.setdefault(written, data["output"]["dir"])
-            data["output"]["dir"] = str(Path(folder) / str(running.job.num))
-        job(data)
+            data["output"]["dir"] = str(Path(running.sweep.dir) / str(running.job.num))
+        return job(data)
 
+    setattr(app, RUN_JOBS, run_jobs)
+    setattr(app, ROWS, rows)
+    main = hydra.main(version_base="1.3", config_path=str(data_folder("conf")), config_name=CONFIG_NAME)(app)
     saved = sys.argv
     sys.argv = ["ltxgen", *arguments]
     try:
-        app()
+        main()
     finally:
         sys.argv = saved
 
@@ -235,7 +278,7 @@ def name_recipe_paths(overrides: Sequence[str]) -> list[str]:
             if not path.is_file():
                 raise Refusal([Problem("recipe", value, "no such file; give a recipe's name or the path of its YAML")])
             name = re.sub(r"\W+", "_", path.resolve().parent.name + "_" + path.stem)
-            RecipeSource.files_by_path[name] = path.resolve()
+            RecipesByPath.instance().files[name] = path.resolve()
             override = f"{key}={name}"
         named.append(override)
     return named
@@ -288,7 +331,7 @@ def _compose_tolerantly(overrides: list[str]) -> tuple[DictConfig, list[Problem]
         try:
             config = compose(CONFIG_NAME, overrides=overrides)
             break
-        except _COMPOSITION_ERRORS as error:
+        except COMPOSITION_ERRORS as error:
             culprit = _culprit(error, overrides)
             if culprit is None:
                 raise Refusal([Problem("command line", MISSING, _first_line(error))]) from error
@@ -308,7 +351,7 @@ def _culprit(error: Exception, overrides: list[str]) -> str | None:
         try:
             compose(CONFIG_NAME, overrides=rest)
             return override
-        except _COMPOSITION_ERRORS as other_error:
+        except COMPOSITION_ERRORS as other_error:
             if str(other_error) != str(error):
                 return override
     return None
@@ -327,7 +370,7 @@ def _override_problem(override: str, known_keys: Sequence[str], error: Exception
         return Problem("command line", override, "an override reads key=value; see `ltxgen --help`")
     if name == "recipe":
         known = sorted(recipe_files())
-        if value in known or value in RecipeSource.files_by_path:
+        if value in known or value in RecipesByPath.instance().files:
             return Problem("recipe", value, _first_line(error))
         return Problem("recipe", value, f"no such recipe; there are {', '.join(known)}{did_you_mean(value, known)}")
     group = data_folder("conf") / name.partition("@")[0]

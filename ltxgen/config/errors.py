@@ -43,6 +43,10 @@ class Refusal(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class JobsFailed(Exception):
+    """Some jobs of a sweep failed, and the others are done (exit code 1)."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest of `known`, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -179,11 +179,15 @@ class Runtime:
 @dataclass(frozen=True)
 class Output:
     """What a run leaves in `dir`; `tensors` adds `tensors.safetensors` with every intermediate result, `previews` a
-    small picture after every so many denoising steps."""
+    small picture after every so many denoising steps.
+
+    `objective` is the number in manifest.json that a sweeper compares which looks for the best run, such as optuna's.
+    """
 
     dir: str
     tensors: bool = False
     previews: NonNegativeInt = 0
+    objective: str = "seconds"
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,15 @@ _discards: list[Callable[[], None]] = []
 
 
 class RankFailure(Exception):
-    """A rank ended the run; `code` is the exit code. The message is empty when the rank has told it itself."""
+    """A rank ended the run; `code` is the exit code. The message is empty when the rank has told it itself: `told`.
 
-    def __init__(self, code: int, message: str = "") -> None:
+    `rank` is the first that failed, None where that isn't known.
+    """
+
+    def __init__(self, code: int, message: str = "", rank: int | None = None, told: str = "") -> None:
         self.code = code
+        self.rank = rank
+        self.told = told
         super().__init__(message)
 
 
@@ -87,8 +92,9 @@ def wait_for_the_end() -> None:
     time.sleep(ECHO_SECONDS)
 
 
-def speaks() -> bool:
-    """Whether this rank tells what went wrong: the first one of this machine that asks does.
+def speaks(message: str = "") -> bool:
+    """Whether this rank tells what went wrong: the first one of this machine that asks does. The launcher finds
+    `message`.
 
     Ranks share the folder in which torchelastic keeps their error files; started in another way, each speaks.
     """
@@ -96,7 +102,8 @@ def speaks() -> bool:
     if not error_file:
         return True
     try:
-        os.close(os.open(Path(error_file).parent.parent / SPOKEN, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        with open(Path(error_file).parent.parent / SPOKEN, "x", encoding="utf-8") as file:
+            file.write(message)
     except FileExistsError:
         return False
     except FileNotFoundError:

@@ -155,8 +155,10 @@ def launch(config: LaunchConfig, words: Sequence[str], log_folder: Path) -> None
         with _elastic_is_quiet():
             launch_command(arguments)
     except ChildFailedError as error:
-        spoken = any(log_folder.rglob(SPOKEN))
-        raise failure_of(error, spoken) from error
+        told = [file.read_text(encoding="utf-8") for file in log_folder.rglob(SPOKEN)]
+        failure = failure_of(error, bool(told))
+        failure.told = "\n".join(told)
+        raise failure from error
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from error
@@ -193,13 +195,13 @@ def failure_of(error: ChildFailedError, spoken: bool) -> RankFailure:
     rank, first = min(error.failures.items(), key=lambda item: item[1].timestamp)
     code = 2 if first.exitcode == 2 else 1
     if spoken:
-        return RankFailure(code)
+        return RankFailure(code, rank=rank)
     number = -first.exitcode if first.exitcode < 0 else first.exitcode - 128
     if number not in set(signal.Signals):
-        return RankFailure(code, f"rank {rank} ended with exit code {first.exitcode} and no message")
+        return RankFailure(code, f"rank {rank} ended with exit code {first.exitcode} and no message", rank)
     name = signal.Signals(number).name
     why = "; when nobody did that, the machine ran out of memory" if number == signal.SIGKILL else ""
-    return RankFailure(code, f"rank {rank} was killed by {name}{why}")
+    return RankFailure(code, f"rank {rank} was killed by {name}{why}", rank)
 
 
 @contextmanager

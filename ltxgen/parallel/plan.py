@@ -14,7 +14,7 @@ from ltxgen.models.video_vae import Tile
 from ltxgen.parallel.axes import Axis, Layout
 from ltxgen.parallel.cost import CostModel, Work, common_heads
 from ltxgen.parallel.guidance import Pass, predict_passes
-from ltxgen.parallel.sequence import ROLES, SequenceParallel
+from ltxgen.parallel.sequence import ROLES, SequenceParallel, sequence_of_process
 from ltxgen.parallel.shape import Choice, MeshShape
 from ltxgen.parallel.tally import Communication
 from ltxgen.parallel.tiles import TileDeal, TileParallel
@@ -41,7 +41,7 @@ class ParallelPlan:
         self.vae_tiles = choice.vae_tiles
         self.cost = cost
         self.config: TransformerConfig = cost.config
-        self.sequence = SequenceParallel()
+        self.sequence = sequence_of_process()
 
     def roles(self, local: AttentionByRole) -> AttentionByRole:
         """The transformer's attention functions; `local` itself where a run has one rank."""

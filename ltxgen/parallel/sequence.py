@@ -85,6 +85,12 @@ class SequenceParallel:
         return transformer if layout.num_shards == 1 else ShardedTransformer(transformer, self, layout)
 
 
+@functools.cache
+def sequence_of_process() -> SequenceParallel:
+    """One for all runs of this process: a transformer that stays loaded works with the next run's wrappers."""
+    return SequenceParallel()
+
+
 @dataclass(frozen=True, eq=False)
 class ShardedTransformer:
     transformer: PassesModel
@@ -156,7 +162,7 @@ def _of_tokens(tokens: Pair[ModalityInput], each: TransformerPass) -> Transforme
 Modality = Literal["video", "audio"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ParallelAttention:
     """One role's attention function: between ranks while a sharded transformer runs, otherwise `local`.
 

@@ -13,7 +13,17 @@ from typing import Any, Literal, Protocol, Self
 import torch
 
 from ltxgen.config.errors import Problem
-from ltxgen.stage.protocol import NO_WATCHER, PartRequest, RunContext, Stage, StepProgress, Steps, Stream, Watcher
+from ltxgen.stage.protocol import (
+    NO_WATCHER,
+    PartRequest,
+    RunContext,
+    Stage,
+    StepProgress,
+    Steps,
+    Stream,
+    Watch,
+    Watcher,
+)
 
 
 class PartSource(Protocol):
@@ -122,12 +132,13 @@ class StageExecutor:
         outputs: Outputs | None = None,
         watcher: Watcher = NO_WATCHER,
         about: Callable[[], str] = str,
+        watch: Watch | None = None,
     ) -> dict[str, Any]:
         """Run `stages` in order on `state`; returns the values that no stage has taken.
 
         Stages write files into `folder`, and hand intermediate results to `record` if it is given; `watcher` and
         `about` are theirs as they are. Those whose values are among `outputs` don't run, and what they alone need is
-        not built.
+        not built. `watch` follows the run.
         """
         keys = {} if outputs is None else outputs.keys
         reused = {} if outputs is None else outputs.reuse(stages)
@@ -137,10 +148,10 @@ class StageExecutor:
             for position, (name, stage) in enumerate(ordered):
                 rest = [later for other, later in ordered[position + 1 :] if other not in reused]
                 if name in reused:
-                    self._reuse(name, stage, state, reused[name])
+                    self._reuse(name, stage, state, reused[name], watch)
                 else:
                     steps = None if outputs is None else outputs.steps(name)
-                    make_context = RunContextMaker(folder, record, steps, watcher, about)
+                    make_context = RunContextMaker(folder, record, steps, watcher, about, watch)
                     self._run_stage(name, stage, rest, state, make_context)
                     if outputs is not None:
                         outputs.keep(name, stage, {key: state[key] for key in stage.writes})
@@ -152,10 +163,17 @@ class StageExecutor:
             self._free(keeping=set())
         return state
 
-    def _reuse(self, name: str, stage: Stage, state: dict[str, Any], values: Callable[[], Mapping[str, Any]]) -> None:
+    def _reuse(
+        self,
+        name: str,
+        stage: Stage,
+        state: dict[str, Any],
+        values: Callable[[], Mapping[str, Any]],
+        watch: Watch | None,
+    ) -> None:
         entry = self.records[name]
         started = time.perf_counter()
-        state.update(values())
+        state.update({key: watch.wrote(key, value) if watch else value for key, value in values().items()})
         entry.details = dict(stage.describe())
         entry.seconds = time.perf_counter() - started
         self._display.reused(name, "from the cache")
@@ -181,7 +199,8 @@ class StageExecutor:
             if isinstance(value, Stream):
                 value.made_by = entry
                 self._held[key] = {request.name for request in stage.parts}
-        state.update(written)
+        watch = make_context.watch
+        state.update({key: watch.wrote(key, value) if watch else value for key, value in written.items()})
 
     def _parts(self, stage: Stage, rest: Sequence[Stage]) -> dict[str, Any]:
         parts = {}
@@ -246,6 +265,7 @@ class RunContextMaker:
     steps: Steps | None
     watcher: Watcher
     about: Callable[[], str]
+    watch: Watch | None
 
     def __call__(self, progress: StepProgress, entry: StageRecord) -> RunContext:
         def report(name: str, fact: Any) -> None:
@@ -253,6 +273,15 @@ class RunContextMaker:
                 entry.details[name] = fact
 
         record = self.record or (lambda name, tensor: None)
+        stepped = self.watch.stepped if self.watch else None
         return RunContext(
-            self.folder, progress, record, report, self.record is not None, self.steps, self.watcher, self.about
+            self.folder,
+            progress,
+            record,
+            report,
+            self.record is not None,
+            self.steps,
+            self.watcher,
+            self.about,
+            stepped,
         )

@@ -109,10 +109,21 @@ class Forecast:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The policy of a run, its forecast, and why: the lines of `ltxgen plan`."""
+    """The policy of a run, its forecast in this `room`, and why: the lines of `ltxgen plan`."""
 
     forecast: Forecast
     lines: Sequence[str]
+    forecaster: Forecaster
+    room: Room
+
+    def leaves_room_for(self, resting: Mapping[str, Peak]) -> bool:
+        """Whether these components may stay while the run doesn't use them: it fits, and none of its stages makes do
+        with less, which could change results."""
+        return self.forecaster.leaves_room(self.forecast, self.room, resting)
+
+    def at_rest(self, component: str) -> Peak:
+        """What a component takes while nothing uses it."""
+        return self.forecaster.at_rest(component, self.forecast)
 
 
 class Forecaster:
@@ -133,6 +144,30 @@ class Forecaster:
                 kept = {name: self._most_kept(name, peaks, room) for name in kept}
         return Forecast(policy, self._peaks(policy, kept, room), kept)
 
+    def at_rest(self, component: str, forecast: Forecast) -> Peak:
+        """What a component takes that stays where it is after its last use in a run of this forecast."""
+        size = self._sizes.get(component, ComponentSize(0))
+        kept = forecast.num_kept.get(component, len(size.blocks))
+        host = size.streamed(kept) if forecast.policy == "stream" else 0
+        return Peak(size.on_device(kept, used=False), host)
+
+    def leaves_room(self, forecast: Forecast, room: Room, resting: Mapping[str, Peak]) -> bool:
+        """Whether a run of this forecast fits beside components `resting` while it doesn't use them, with the same
+        activations."""
+        for position in range(len(self._stages)):
+            alive = self._on_device(forecast.policy, position) | self._alive(position)
+            idle = [peak for name, peak in resting.items() if name not in alive]
+            kept = forecast.num_kept
+            free = room.usable.device - self._weights(forecast.policy, kept, position)
+            left = free - sum(peak.device for peak in idle)
+            needed = self._activations(position, max(0, free))
+            if needed > left or self._activations(position, left) != needed:
+                return False
+            host = self._host_bytes(forecast.policy, position, self._on_device(forecast.policy, position), kept)
+            if host + sum(peak.host for peak in idle) > room.usable.host:
+                return False
+        return True
+
     def _most_kept(self, name: str, peaks: Mapping[str, Peak], room: Room) -> int:
         """The most blocks of a component with which all stages fit, given their peaks with none of them kept."""
         size = self._sizes[name]
@@ -149,20 +184,30 @@ class Forecaster:
 
     def _peaks(self, policy: Policy, kept: Mapping[str, int], room: Room) -> dict[str, Peak]:
         peaks: dict[str, Peak] = {}
-        for position, (name, stage) in enumerate(self._stages.items()):
-            on_device = self._on_device(policy, position)
-            weights = FIXED_BYTES + sum(self._device_bytes(each, kept, position) for each in on_device)
-            # What makes a stream works while the stream is read.
-            streams = [
-                each for each in self._open(position) if each.makes_stream and set(each.writes) & set(stage.reads)
-            ]
-            working = streams if stage.makes_stream else [*streams, stage]
-            free = max(0, room.usable.device - weights)
-            device = weights + max((each.activations(free) for each in working), default=0)
-            peaks[name] = Peak(device, self._host_bytes(policy, position, on_device, kept))
-            for maker in (key for key, each in self._stages.items() if each in streams):
+        for position, name in enumerate(self._stages):
+            weights = self._weights(policy, kept, position)
+            device = weights + self._activations(position, max(0, room.usable.device - weights))
+            peaks[name] = Peak(device, self._host_bytes(policy, position, self._on_device(policy, position), kept))
+            read = self._read_streams(position)
+            for maker in (key for key, each in self._stages.items() if each in read):
                 peaks[maker] = Peak(max(peaks[maker].device, device), peaks[maker].host)
         return peaks
+
+    def _weights(self, policy: Policy, kept: Mapping[str, int], position: int) -> int:
+        on_device = self._on_device(policy, position)
+        return FIXED_BYTES + sum(self._device_bytes(each, kept, position) for each in on_device)
+
+    def _activations(self, position: int, free: int) -> int:
+        """Of the stage, and of what makes the streams that it reads, which works meanwhile."""
+        stage = list(self._stages.values())[position]
+        streams = self._read_streams(position)
+        working = streams if stage.makes_stream else [*streams, stage]
+        return max((each.activations(free) for each in working), default=0)
+
+    def _read_streams(self, position: int) -> list[StageNeed]:
+        """The stages whose streams this one reads."""
+        reads = set(list(self._stages.values())[position].reads)
+        return [each for each in self._open(position) if each.makes_stream and set(each.writes) & reads]
 
     def _device_bytes(self, component: str, kept: Mapping[str, int], position: int) -> int:
         size = self._sizes[component]
@@ -221,15 +266,18 @@ def choose_policy(
     known = [policy for policy in POLICIES if not sharded or policy in ("resident", "last_use")]
     num_kept = memory.blocks_on_device if limited or memory.blocks_on_device else 0
     forecasts = {policy: forecaster.forecast(policy, room, num_kept) for policy in known}
+    limits = room if limited else Room(room.host, room.host)  # without a GPU weights are in the host's memory
     candidates = [policy for policy in _candidates(memory) if policy in known]
     if not candidates:
         message = "needs whole weights, and these are sharded over ranks (parallel.weights); take auto or last_use"
-        return MemoryPlan(forecasts["last_use"], []), [Problem("memory.policy", memory.policy, message)]
+        return MemoryPlan(forecasts["last_use"], [], forecaster, limits), [
+            Problem("memory.policy", memory.policy, message)
+        ]
     fitting = [policy for policy in candidates if not limited or forecasts[policy].fits(room)]
     chosen = forecasts[fitting[0] if fitting else candidates[-1]]
     others = [forecaster.forecast(policy, room, num_kept=0) for policy in known if policy != chosen.policy]
     problems = [] if fitting else [_refused(memory, chosen, forecasts, room)]
-    return MemoryPlan(chosen, _lines(memory, chosen, others, room)), problems
+    return MemoryPlan(chosen, _lines(memory, chosen, others, room), forecaster, limits), problems
 
 
 def _candidates(memory: Memory) -> tuple[Policy, ...]:

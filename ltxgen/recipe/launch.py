@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ltxgen.config.errors import Problem, Refusal
 from ltxgen.config.recipe import Recipe, parse_recipe
 from ltxgen.parallel.ending import discarded_unless_done, exit_on_signals, is_rank, world_size
 from ltxgen.parallel.launch import agree, check_world_size, freeze, launch, thaw
@@ -33,6 +34,8 @@ def run_config(config: Mapping[str, Any], words: tuple[str, ...] = (), *, contin
     if is_rank():
         check_world_size(recipe.parallel.num_processes, world_size())
         return _run_among(start_ranks(), config, continues)
+    if recipe.parallel.kind == "jobs" and (recipe.parallel.num_processes or 1) > 1:
+        raise Refusal([Problem("parallel", "jobs", "is for sweeps: add -m, or take another choice of parallel")])
     if (recipe.parallel.num_processes or 1) > 1:
         return _launch(recipe, config, words, continues)
     return _run_among(ONE_PROCESS, config, continues)
@@ -42,7 +45,7 @@ def _run_among(ranks: Ranks, config: Mapping[str, Any], continues: bool) -> Path
     """Run as one of ranks that each composed `config`."""
     agreed = agree(config, ranks.world_size, ranks.gather) if ranks.world_size > 1 else config
     with _progress(ranks) as progress:
-        folder = run_plan(_plan(agreed, ranks, progress), agreed, progress, ranks, continues)
+        folder = run_plan(_plan(agreed, ranks, progress), agreed, progress, ranks, continues=continues)
     return folder if ranks.is_main else None
 
 

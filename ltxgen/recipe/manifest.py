@@ -58,6 +58,14 @@ def make_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: float
     }
 
 
+def objective(folder: Path, name: str) -> float | None:
+    """The number called `stages.base.seconds`, for example, in the manifest of a run; None where it isn't there."""
+    value = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, int | float) else None
+
+
 def _artifact(artifact: ResolvedArtifact) -> dict[str, Any]:
     return {
         "file": artifact.file or (artifact.path.name if artifact.path else None),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import functools
 import math
 from collections.abc import Mapping
 
 import torch
 
-from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.artifact import Files, ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, BuildOptions, artifact_of
 from ltxgen.artifacts.load import component_shapes
 from ltxgen.config.hardware import Hardware
@@ -32,8 +33,10 @@ def forecaster_of(
 ) -> Forecaster:
     """Predictions for stages of a plan that can run."""
     requests = {request.name: request for stage in stages.values() for request in stage.parts}
+    files = Files.of(artifacts)
+    num_shards = parallel.shape.num_ranks if parallel.sharded_weights else 1
     sizes = {
-        name: _component_size(request, artifacts, parallel) for name, request in requests.items() if name in COMPONENTS
+        name: _component_size(request, files, num_shards) for name, request in requests.items() if name in COMPONENTS
     }
     needs = {
         name: StageNeed(
@@ -48,10 +51,9 @@ def forecaster_of(
     return Forecaster(needs, sizes)
 
 
-def _component_size(
-    request: PartRequest, artifacts: Mapping[str, ResolvedArtifact], parallel: ParallelPlan
-) -> ComponentSize:
-    name, itemsize = request.name, request.dtype.itemsize
+@functools.lru_cache(maxsize=256)
+def _component_size(request: PartRequest, files: Files, num_shards: int) -> ComponentSize:
+    artifacts, name, itemsize = files.artifacts, request.name, request.dtype.itemsize
     options = BuildOptions()
     if "text_encoder" in artifacts:  # which the projection is made for
         encoder = artifacts["text_encoder"].config
@@ -65,7 +67,7 @@ def _component_size(
             blocks[key.removeprefix(prefix).partition(".")[0]] += size
         else:
             rest += size
-    if blocks and parallel.sharded_weights:  # beside its part, a rank holds the block it computes with and the next one
-        held = sharded_size(name, shapes, itemsize, parallel.shape.num_ranks).held
+    if blocks and num_shards > 1:  # beside its part, a rank holds the block it computes with and the next one
+        held = sharded_size(name, shapes, itemsize, num_shards).held
         return ComponentSize(held + 2 * max(blocks.values()))
     return ComponentSize(rest, tuple(blocks.values()))

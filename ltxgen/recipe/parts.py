@@ -37,6 +37,8 @@ class ArtifactParts:
     LoRAs are fused into the live weights and read back out of the file. The transformer's blocks run with `fused`
     kernels, or with `compiling`, a function for notes, compiled. With `swaps`, components that wait for a later stage
     do so on the host.
+
+    `serve` has it fit its components to another run, one that wants the same.
     """
 
     def __init__(
@@ -57,7 +59,12 @@ class ArtifactParts:
         self._device = device
         self._placement = placement
         self._fused: dict[str, FusedLoras] = {}
-        self._aside = Aside(device) if swaps else None
+        self._aside = Aside(device)
+        self._swaps = swaps
+
+    def serve(self, artifacts: Mapping[str, ResolvedArtifact], swaps: bool) -> None:
+        """From now on, LoRAs are these `artifacts`, and components wait on the host or not."""
+        self._artifacts, self._swaps = artifacts, swaps
 
     def build(self, request: PartRequest) -> Any:
         artifact = self._artifacts[artifact_of(request.name)]
@@ -87,23 +94,30 @@ class ArtifactParts:
         return module
 
     def adapt(self, part: Any, request: PartRequest, later: Sequence[PartRequest]) -> None:
-        if self._aside is not None:
-            self._aside.bring_back(request.name)
+        self._aside.bring_back(request.name)
         if request.name in self._fused:
             loras = [(self._artifacts[lora_artifact(name)], strength) for name, strength in request.loras]
             self._fused[request.name].apply(loras)
 
     def set_aside(self, parts: Mapping[str, Any]) -> None:
         self._placement.set_aside(list(parts))
-        if self._aside is not None:
-            for name, part in parts.items():
-                if isinstance(part, nn.Module):
-                    self._aside.set_aside(name, [*part.parameters(), *part.buffers()])
+        if self._swaps:
+            self._move_to_host(parts)
         free_memory(self._device)
 
+    def wait_on_host(self, parts: Mapping[str, Any]) -> None:
+        """As `set_aside`, and off the device whatever this run does."""
+        self._placement.set_aside(list(parts))
+        self._move_to_host(parts)
+        free_memory(self._device)
+
+    def _move_to_host(self, parts: Mapping[str, Any]) -> None:
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                self._aside.set_aside(name, [*part.parameters(), *part.buffers()])
+
     def released(self, names: Sequence[str]) -> None:
-        if self._aside is not None:
-            self._aside.released(names)
+        self._aside.released(names)
         self._placement.released(names)
         for name in names:  # after the placement, which may be reading them ahead
             if fused := self._fused.pop(name, None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import sys
@@ -13,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, ResolvedArtifact
+from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, Files, ResolvedArtifact
 from ltxgen.artifacts.catalog import LTX23_SPECS, candidate
-from ltxgen.artifacts.check import check_artifacts
+from ltxgen.artifacts.check import CheckResult, check_artifacts
 from ltxgen.artifacts.components import BuildOptions, artifact_of
 from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.artifacts.safetensors_file import BadFile
@@ -33,7 +34,7 @@ from ltxgen.parallel.cost import TEXT_TOKENS, Work
 from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.recipe.executor import wiring_problems
-from ltxgen.recipe.forecast import MemoryPlan, choose_policy
+from ltxgen.recipe.forecast import MemoryPlan, Room, choose_policy
 from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
 from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import KNOWN_LORAS, lora_artifact
@@ -74,6 +75,11 @@ class Plan:
     here: Sequence[Problem]
     backends: Mapping[str, tuple[str, str]]
 
+    @property
+    def swaps(self) -> bool:
+        """Whether components that wait for a later stage do so on the host."""
+        return self.memory is not None and self.memory.forecast.policy == "swap"
+
     def require(self) -> Plan:
         """This plan if it can run here; Refusal with everything that is wrong with it if not."""
         if self.problems or self.here:
@@ -81,10 +87,16 @@ class Plan:
         return self
 
 
-def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None, local_rank: int = 0) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    log: Callable[[str], None] = lambda message: None,
+    local_rank: int = 0,
+    room: Room | None = None,
+) -> Plan:
     """Resolve and check everything that can be known before weights load; problems stand in the plan.
 
-    `local_rank` is the number of this process on its machine, which gets the GPU of that number.
+    `local_rank` is the number of this process on its machine, which gets the GPU of that number. `room` is the memory
+    that the run can have; None: what is free now.
     """
     recipe, problems = with_source_sizes(recipe)
     device = _or_note(lambda: resolve_device(recipe.runtime.device, local_rank), torch.device("cpu"), problems)
@@ -124,7 +136,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     checkpoint, sharded = resolution.artifacts.get("checkpoint"), parallel is not None and parallel.sharded_weights
     problems += precision_problems(float8, checkpoint, device, dtype, sharded)
     notes += precision_notes(checkpoint, options, dtype)
-    checked = check_artifacts(resolution.artifacts, component_names(stages), options)
+    checked = _check(Files.of(resolution.artifacts), component_names(stages), options)
     problems += checked.problems
 
     graphed_tokens = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel), 0, problems)
@@ -134,7 +146,7 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     problems += _output_problems(recipe)
     memory = None
     if not problems and parallel is not None:
-        memory, lacking = _memory_plan(recipe, stages, resolution.artifacts, parallel, device)
+        memory, lacking = _memory_plan(recipe, stages, resolution.artifacts, parallel, device, room)
         here = [*here, *lacking, *_unmoved_problems(memory, float8)]
     tried = {**{name: found.tried for name, found in resolution.artifacts.items()}, **resolution.tried}
     return Plan(
@@ -160,6 +172,11 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     )
 
 
+@functools.lru_cache(maxsize=32)
+def _check(files: Files, components: tuple[str, ...], options: BuildOptions) -> CheckResult:
+    return check_artifacts(files.artifacts, components, options)
+
+
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
     return {name: config.build(name, setting_for(config, setting)) for name, config in recipe.stages.items()}
 
@@ -181,9 +198,10 @@ def _memory_plan(
     artifacts: Mapping[str, ResolvedArtifact],
     parallel: ParallelPlan,
     device: torch.device,
+    room: Room | None,
 ) -> tuple[MemoryPlan | None, Sequence[Problem]]:
     """Which weights are on the device when, and what keeps that from fitting here."""
-    room = room_on(device, recipe.hardware, recipe.parallel.processes_per_machine)
+    room = room or room_on(device, recipe.hardware, recipe.parallel.processes_per_machine)
     forecaster = forecaster_of(stages, artifacts, parallel)
     limited = device.type == "cuda"
     return choose_policy(recipe.memory, forecaster, room, parallel.sharded_weights, limited=limited)

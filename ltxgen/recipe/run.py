@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import os
 import shutil
@@ -29,7 +30,7 @@ from ltxgen.media.provenance import Provenance
 from ltxgen.memory.placement import StreamedWeights
 from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.cache import open_cache
-from ltxgen.recipe.executor import StageExecutor
+from ltxgen.recipe.executor import PartSource, StageExecutor
 from ltxgen.recipe.lock import recipe_text, write_recipe
 from ltxgen.recipe.manifest import make_manifest, write_manifest
 from ltxgen.recipe.parts import ArtifactParts
@@ -40,7 +41,7 @@ from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.runtime.progress import Progress
 from ltxgen.runtime.ranks import ONE_PROCESS, Ranks
 from ltxgen.stage.denoise import NOISE
-from ltxgen.stage.protocol import NO_WATCHER, PartRequest, RunContext, Stage, Stream
+from ltxgen.stage.protocol import NO_WATCHER, PartRequest, RunContext, Stream, Watch
 
 TENSORS = "tensors.safetensors"
 MANIFEST = "manifest.json"
@@ -55,7 +56,13 @@ NO_FOLDER = Path(os.devnull)
 
 
 def run_plan(
-    plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS, continues: bool = False
+    plan: Plan,
+    composed: Mapping[str, Any],
+    progress: Progress,
+    ranks: Ranks = ONE_PROCESS,
+    parts: PartSource | None = None,
+    watch: Watch | None = None,
+    continues: bool = False,
 ) -> Path:
     """Run all stages; returns the output folder, which then holds everything, or after an error nothing new.
 
@@ -66,7 +73,7 @@ def run_plan(
     with (
         output_folder(output, composed, progress.note, continues) if ranks.is_main else nullcontext(NO_FOLDER) as folder
     ):
-        run_into(folder, plan, composed, progress, ranks)
+        run_into(folder, plan, composed, progress, ranks, parts, watch)
     return output
 
 
@@ -80,9 +87,18 @@ def output_folder(
 
 
 def run_into(
-    folder: Path, plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS
+    folder: Path,
+    plan: Plan,
+    composed: Mapping[str, Any],
+    progress: Progress,
+    ranks: Ranks = ONE_PROCESS,
+    parts: PartSource | None = None,
+    watch: Watch | None = None,
 ) -> None:
-    """Run all stages and leave everything in `folder`, an empty one; ranks but the first leave nothing."""
+    """Run all stages and leave everything in `folder`, an empty one; ranks but the first leave nothing.
+
+    `parts` is where components come from; None: from the plan's files. `watch` follows the run.
+    """
     recipe = plan.recipe
     set_threads(recipe.runtime.threads)
     use_full_float32()
@@ -95,8 +111,9 @@ def run_into(
 
     noise = NoiseSource(recipe.request.seed, device=plan.device, dtype=plan.dtype, draw_on=recipe.runtime.noise)
     keep = "run" if recipe.memory.policy == "resident" else "last_use"
-    executor = StageExecutor(parts_of(plan, progress.note), progress, functools.partial(MemoryMeter, plan.device), keep)
-    stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
+    parts = parts or parts_of(plan, progress.note)
+    executor = StageExecutor(parts, progress, functools.partial(MemoryMeter, plan.device), keep)
+    stages = (plan if ranks.is_main else writing_nothing(plan)).stages
     progress.plan(list(stages))
     watcher = _previews(plan, folder, progress) if ranks.is_main else NO_WATCHER
     state = {NOISE: noise}
@@ -109,7 +126,7 @@ def run_into(
     with torch.inference_mode():
         outputs = open_cache(plan, state, ranks, progress.note, own_stages(Path(recipe.output.dir)))
         recorded = record if recipe.output.tensors else None
-        executor.run(stages, state, folder, recorded, outputs, watcher, about)
+        executor.run(stages, state, folder, recorded, outputs, watcher, about, watch)
     if not ranks.is_main:
         return
     if recipe.output.tensors:
@@ -121,7 +138,8 @@ def run_into(
 
 
 def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
-    """The components of a run, as it would have them. `note` is told what is being compiled."""
+    """The components of a run, as it would have them: placed on the ranks, with its kernels or compiled. `note` is told
+    what that does."""
     return ArtifactParts(
         plan.artifacts,
         plan.options,
@@ -129,7 +147,7 @@ def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
         _placement(plan),
         fused=plan.fused,
         compiling=note if plan.compiles else None,
-        swaps=plan.memory is not None and plan.memory.forecast.policy == "swap",
+        swaps=plan.swaps,
     )
 
 
@@ -156,9 +174,10 @@ def _placement(plan: Plan) -> Placement:
     return StreamedWeights(plan.device, forecast.num_kept, source, read_again)
 
 
-def _writing_nothing(stage: Stage) -> Stage:
-    """`stage`, or for one whose only results are files, one that takes what it reads and drops it."""
-    return stage if stage.writes else Drop(stage.reads)
+def writing_nothing(plan: Plan) -> Plan:
+    """`plan` with stages whose only results are files replaced by ones that take what they read and drop it."""
+    stages = {name: stage if stage.writes else Drop(stage.reads) for name, stage in plan.stages.items()}
+    return dataclasses.replace(plan, stages=stages)
 
 
 class Drop:

@@ -7,14 +7,14 @@ import time
 from collections.abc import Sequence
 from typing import Literal, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from ltxgen.runtime.memory import format_bytes
-from ltxgen.runtime.progress import Clock, Display, Progress, StageProgress, StageState
+from ltxgen.runtime.progress import Clock, Display, Progress, StageProgress, StageState, SweepProgress
 
 Mode = Literal["auto", "live", "plain", "quiet"]
 
@@ -44,6 +44,9 @@ def create_progress(mode: Mode = "auto", stream: TextIO | None = None) -> Progre
 
 class QuietDisplay:
     """Shows nothing: for scripts, and for every rank but the first."""
+
+    def job(self, sweep: SweepProgress) -> None:
+        pass
 
     def open(self, stages: Sequence[StageProgress]) -> None:
         pass
@@ -81,6 +84,9 @@ class PlainDisplay(QuietDisplay):
         self._shown_at = 0.0
         self._shown_tenth = 0
 
+    def job(self, sweep: SweepProgress) -> None:
+        self.note(_sweep_line(sweep, 0.0))
+
     def started(self, stage: StageProgress) -> None:
         self._shown_at, self._shown_tenth = self._clock(), 0
         self.note(f"{stage.name}: started")
@@ -108,18 +114,23 @@ class PlainDisplay(QuietDisplay):
 
 
 class LiveDisplay(QuietDisplay):
-    """A table of all stages, redrawn four times a second."""
+    """A table of all stages, redrawn four times a second; in a sweep, below it how far that is."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stages: Sequence[StageProgress] = ()
         self._live: Live | None = None
+        self._sweep: SweepProgress | None = None
+        self._job_started = 0.0
+
+    def job(self, sweep: SweepProgress) -> None:
+        self._sweep, self._job_started = sweep, time.perf_counter()
 
     def open(self, stages: Sequence[StageProgress]) -> None:
         self._stages = stages
         # Prints to a terminal go above the table; a piped stdout is left alone, or results would land on stderr.
         self._live = Live(
-            get_renderable=self._table, console=self._console, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()
+            get_renderable=self._view, console=self._console, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()
         )
         self._live.start()
 
@@ -130,6 +141,12 @@ class LiveDisplay(QuietDisplay):
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def _view(self) -> RenderableType:
+        if self._sweep is None:
+            return self._table()
+        line = _sweep_line(self._sweep, time.perf_counter() - self._job_started)
+        return Group(self._table(), Text(line, style="dim"))
 
     def _table(self) -> Table:
         wide = self._console.width >= _WIDE
@@ -144,6 +161,12 @@ class LiveDisplay(QuietDisplay):
             mark, *cells = _row(stage)
             table.add_row(mark, *([_bar(stage)] if wide else []), *cells)
         return table
+
+
+def _sweep_line(sweep: SweepProgress, elapsed: float) -> str:
+    left = sweep.seconds_left(elapsed)
+    rest = "" if left is None else f", {_clock_text(left)} left in all"
+    return f"job {sweep.name}: {sweep.num_ended} of {sweep.num_jobs} done{rest}"
 
 
 def _row(stage: StageProgress) -> list[Text]:

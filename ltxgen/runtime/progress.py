@@ -90,9 +90,31 @@ class StageProgress:
         self.state, self.text, self._ended = state, "", self.clock()
 
 
+@dataclass(frozen=True)
+class SweepProgress:
+    """A sweep when its job `name` starts: how many jobs there are, how many have ended, and what took how long.
+
+    So many workers take jobs at the same time.
+    """
+
+    name: str
+    num_jobs: int
+    num_ended: int
+    seconds: Sequence[float]
+    num_workers: int = 1
+
+    def seconds_left(self, elapsed: float = 0.0) -> float | None:
+        """For all jobs that have not ended, when this one has run for `elapsed`: at the mean of those that have."""
+        if not self.seconds:
+            return None
+        mean = sum(self.seconds) / len(self.seconds)
+        return max(0.0, (self.num_jobs - self.num_ended) * mean / self.num_workers - elapsed)
+
+
 class Display(Protocol):
     """Shows stages; `changed` comes for every step, so it decides itself how often it draws."""
 
+    def job(self, sweep: SweepProgress) -> None: ...
     def open(self, stages: Sequence[StageProgress]) -> None: ...
     def started(self, stage: StageProgress) -> None: ...
     def changed(self, stage: StageProgress) -> None: ...
@@ -124,6 +146,11 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+    def job(self, sweep: SweepProgress) -> None:
+        """Say that a job of a sweep starts; its stages follow."""
+        self._close()
+        self._display.job(sweep)
 
     def plan(self, names: Sequence[str]) -> None:
         """Announce the stages of a run, in order; a later call starts the list of another run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -30,7 +30,7 @@ from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import StageParallel
 from ltxgen.registry import register
 from ltxgen.stage.checkpoints import Checkpoints
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Step
 
 Steps = Annotated[int, Check(f"must be at least {MIN_STEPS}", lambda steps: steps >= MIN_STEPS)]
 Modalities = Annotated[
@@ -190,8 +190,8 @@ class Denoise:
         parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type)
         denoiser = Denoiser(self, parallel, parts[self.transformer], state[self.config.context], states, context)
         context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
-        final: Any = self._sample(states, sigmas, denoiser, state[NOISE], context)
-        latents = self.grids.map(lambda grid, state: grid.unpatchify(state.result), final)
+        final = self._sample(states, sigmas, denoiser, state[NOISE], context)
+        latents = self._latents(final)
         written = {f"{self.name}.{modality}": value for modality, value in vars(latents).items() if value is not None}
         for name, value in written.items():
             context.record(name.replace(".", ".final."), value)
@@ -206,15 +206,37 @@ class Denoise:
         noise: NoiseSource,
         context: RunContext,
     ) -> Pair[LatentState]:
+        tell = None if context.stepped is None else partial(self._tell_step, context.stepped, denoiser)
         every, num_steps = self.config.checkpoint_every, len(sigmas) - 1
         if every is None or context.steps is None:
-            return self.sampler.sample(states, sigmas, denoiser)
+            return self.sampler.sample(states, sigmas, denoiser, tell)
         checkpoints = Checkpoints(every, context.steps, num_steps, denoiser, noise)
         states, resumed = checkpoints.resume(states)
         if resumed:
             context.report("resumed after step", resumed["start"])
             context.progress.advance(self.sampler.num_evaluations(resumed["start"]))
-        return self.sampler.sample(states, sigmas, denoiser, checkpoints, **resumed)
+
+        def on_step(step: int, states: Pair[LatentState], memory: Mapping[str, Tensor] | None = None) -> None:
+            checkpoints(step, states, memory)
+            if tell is not None:
+                tell(step, states)
+
+        return self.sampler.sample(states, sigmas, denoiser, on_step, **resumed)
+
+    def _latents(self, states: Pair[LatentState]) -> Pair[Tensor]:
+        return self.grids.map(lambda grid, state: grid.unpatchify(state.result), states)
+
+    def _tell_step(
+        self,
+        tell: Callable[[Step], None],
+        denoiser: Denoiser,
+        number: int,
+        states: Pair[LatentState],
+        memory: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        assert denoiser.previous is not None, "a step has a prediction"
+        expected = states.map(lambda state, x0: state.with_(latents=x0), denoiser.previous)
+        tell(Step(self.name, number, len(self.sigmas) - 1, self._latents(states), self._latents(expected)))
 
     def _initial_states(self, state: Mapping[str, Any], sigma: float, context: RunContext) -> Pair[LatentState]:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""

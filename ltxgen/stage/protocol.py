@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from torch import Tensor
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.config.errors import Problem
 from ltxgen.config.recipe import Request
 from ltxgen.diffusion.numerics import Numerics
+from ltxgen.diffusion.pair import Pair
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import ParallelPlan
 
@@ -117,13 +119,35 @@ NO_WATCHER = NoWatcher()
 
 
 @dataclass(frozen=True)
+class Step:
+    """A finished denoising step, counted from 0: the latents (1,C,F,H,W) and (1,C,T,M) at its end, and the clean ones
+    that the model expected in it."""
+
+    stage: str
+    number: int
+    num_steps: int
+    latents: Pair[Tensor]
+    denoised: Pair[Tensor]
+
+
+class Watch(Protocol):
+    """Follows a run from inside: told each denoising step, and what each stage has written."""
+
+    def stepped(self, step: Step) -> None: ...
+
+    def wrote(self, name: str, value: Any) -> Any:
+        """`value`, which a stage has written under `name`, or what stands for it from then on."""
+
+
+@dataclass(frozen=True)
 class RunContext:
     """What the executor hands to a running stage.
 
     `folder` is where files are written (moved to the output folder as a whole at the end); `record(name, tensor)` keeps
     an intermediate result if the run asked for them (`output.tensors=true`; `records` says so). `report(name, fact)`
     adds what the stage measured to its entry in the manifest; what is empty is left out. `steps` is None where nothing
-    can be kept. `about()` is what a file may say of the run that made it, as far as it went.
+    can be kept. `about()` is what a file may say of the run that made it, as far as it went. `stepped`, where somebody
+    watches, is told each denoising step.
     """
 
     folder: Path
@@ -134,6 +158,7 @@ class RunContext:
     steps: Steps | None = None
     watcher: Watcher = NO_WATCHER
     about: Callable[[], str] = str
+    stepped: Callable[[Step], None] | None = None
 
 
 class Stream(Iterator[Any]):

@@ -19,7 +19,7 @@ RECIPE = "+recipe=ltx23_two_stage"
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
     """A user's project as the current folder; the fixture adds a recipe to it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compose.RecipeSource, "files_by_path", {})
+    monkeypatch.setattr(compose.RecipesByPath.instance(), "files", {})
 
     def add(name: str, text: str) -> Path:
         path = tmp_path / name

@@ -15,7 +15,9 @@ from ltxgen.parallel.shape import MeshShape, Shards
 
 HEADS = {"video": 32, "audio": 32}
 FILES = sorted(
-    path for path in (Path(__file__).parents[2] / "conf/parallel").glob("*.yaml") if path.stem not in ("single", "auto")
+    path
+    for path in (Path(__file__).parents[2] / "conf/parallel").glob("*.yaml")
+    if path.stem not in ("single", "auto", "jobs")
 )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ltxgen.config import compose
 from ltxgen.config.recipe import Memory, parse_recipe
-from ltxgen.recipe.forecast import USABLE, ComponentSize, Forecaster, Room, StageNeed, choose_policy
+from ltxgen.recipe.forecast import USABLE, ComponentSize, Forecaster, Peak, Room, StageNeed, choose_policy
 from ltxgen.recipe.plan import Plan, make_plan
 
 GIB = 2**30
@@ -186,3 +186,53 @@ def test_sharded_weights_neither_move_nor_stream():
         assert "take auto or last_use" in problem.message
     _, (problem,) = choose_policy(Memory(), stages_of(), Room(5 * GIB, 100 * GIB), sharded=True, limited=True)
     assert "no policy fits" in problem.message
+
+
+def run_beside(policy: str, room: Room, resting: dict[str, Peak]) -> bool:
+    """Whether a run of two stages, of 10 and 20 GiB of weights with 1 GiB of activations, leaves room for `resting`."""
+    stages = {
+        "a": StageNeed((), ("x",), ("first",), lambda free: GIB),
+        "b": StageNeed(("x",), (), ("second",), lambda free: GIB),
+    }
+    forecaster = Forecaster(stages, {"first": ComponentSize(10 * GIB), "second": ComponentSize(20 * GIB)})
+    return forecaster.leaves_room(forecaster.forecast(policy, room), room, resting)
+
+
+@pytest.mark.parametrize(
+    ("policy", "free", "resting", "fits"),
+    [
+        ("last_use", 100, {}, True),
+        ("last_use", 60, {"first": Peak(10 * GIB, 0)}, True),
+        ("last_use", 31, {"first": Peak(10 * GIB, 0)}, False),  # with USABLE of it, not beside the second one
+        ("last_use", 60, {"other": Peak(40 * GIB, 0)}, False),
+        ("last_use", 60, {"other": Peak(0, 40 * GIB)}, True),  # on the host
+        ("last_use", 60, {"other": Peak(0, 400 * GIB)}, False),
+        ("resident", 60, {"first": Peak(10 * GIB, 0)}, True),  # counted once, where the run has it anyway
+        ("resident", 36, {"first": Peak(10 * GIB, 0)}, True),
+    ],
+)
+def test_what_may_rest_beside_a_run(policy: str, free: int, resting: dict[str, Peak], fits: bool):
+    assert run_beside(policy, Room(free * GIB, 100 * GIB), resting) is fits
+
+
+def test_nothing_rests_where_a_stage_would_make_do_with_less():
+    """A decoder that takes smaller tiles gives other pixels."""
+    stages = {"decode": StageNeed((), (), ("decoder",), lambda free: min(free, 30 * GIB))}
+    forecaster = Forecaster(stages, {"decoder": ComponentSize(GIB)})
+    room = Room(50 * GIB, 0)
+    forecast = forecaster.forecast("last_use", room)
+    assert forecaster.leaves_room(forecast, room, {"transformer": Peak(10 * GIB, 0)})
+    assert not forecaster.leaves_room(forecast, room, {"transformer": Peak(20 * GIB, 0)})
+
+
+def test_what_a_component_takes_at_rest(full_size: Plan):
+    memory = full_size.memory
+    assert memory is not None
+    transformer = memory.at_rest("transformer")
+    assert transformer.device / GIB == pytest.approx(35.4, rel=0.01)
+    assert transformer.host == 0
+    streaming = plan_of("memory=stream", "memory.blocks_on_device=0").memory
+    assert streaming is not None
+    assert streaming.at_rest("transformer").device < GIB
+    assert streaming.at_rest("transformer").host / GIB == pytest.approx(35, rel=0.05)
+    assert memory.at_rest("tokenizer") == Peak(0, 0)

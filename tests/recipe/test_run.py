@@ -20,6 +20,7 @@ from ltxgen.artifacts import load, lora
 from ltxgen.artifacts.source import FileSource
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.recipe import parts as parts_module
+from ltxgen.recipe import plan
 from ltxgen.recipe.lock import write_recipe
 from ltxgen.recipe.run import whole_folder
 from ltxgen.stage.decode_audio import DecodeAudioConfig
@@ -257,6 +258,7 @@ def test_refine_takes_the_transformer_of_base(run_ltxgen, tiny_words, tiny_set, 
     )
     reader = load.tensor_reader
     monkeypatch.setattr(parts_module, "tensor_reader", lambda *a: stages.append("read again") or reader(*a))
+    plan._check.cache_clear()  # other runs of this process had the same files
     made = run_latents(run_ltxgen, tiny_words, tmp_path / "out")
     assert same(made, plain, "refine.final.video")
     assert loads.built.count("transformer") == 1

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from ltxgen.runtime import LiveDisplay, PlainDisplay, Progress, QuietDisplay, StageState, create_progress
+from ltxgen.runtime.progress import SweepProgress
 
 
 class HandClock:
@@ -214,3 +215,30 @@ def test_displays_take_every_message():
             with progress.stage("not planned") as stage:
                 stage.note("inside")
             assert [stage.name for stage in progress.stages] == ["b", "not planned"]
+
+
+def test_time_left_for_a_sweep():
+    sweep = SweepProgress("3 (seed=4)", num_jobs=9, num_ended=3, seconds=[10.0, 20.0, 30.0])
+    assert sweep.seconds_left() == 6 * 20
+    assert sweep.seconds_left(elapsed=15) == 6 * 20 - 15
+    assert SweepProgress("3", 9, 3, [20.0], num_workers=2).seconds_left() == 60
+    assert SweepProgress("0", 9, 0, []).seconds_left() is None
+
+
+def test_a_sweeps_lines():
+    progress, _, stream = plain()
+    progress.job(SweepProgress("0", 2, 0, []))
+    progress.job(SweepProgress("1 (seed=4)", 2, 1, [75.0]))
+    assert stream.getvalue().splitlines() == ["job 0: 0 of 2 done", "job 1 (seed=4): 1 of 2 done, 1:15 left in all"]
+
+
+def test_a_sweep_below_the_live_table():
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=120)
+    progress = Progress(LiveDisplay(console))
+    with progress:
+        progress.job(SweepProgress("1", 2, 1, [75.0]))
+        progress.plan(["prompt"])
+        with progress.stage("prompt"):
+            pass
+    assert "job 1: 1 of 2 done, 1:1" in stream.getvalue()

@@ -1,0 +1,336 @@
+"""Runs the jobs of a sweep: all planned before the first one, ordered by what must be loaded, on one process or many.
+
+Each launch of ranks serves all jobs that want the same ones. With `parallel=jobs` every rank is a run of its own, and
+takes a job whenever it has none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ltxgen.config.errors import JobsFailed, Problem, Refusal
+from ltxgen.config.recipe import parse_recipe
+from ltxgen.media.gallery import write_gallery
+from ltxgen.parallel.ending import RankFailure, exit_on_signals, is_rank
+from ltxgen.parallel.launch import LaunchConfig, agree, check_world_size, freeze, launch, thaw
+from ltxgen.recipe.plan import Plan, make_plan
+from ltxgen.recipe.run import run_plan
+from ltxgen.recipe.session import Session, part_key
+from ltxgen.recipe.sweep_folder import Job, SweepFolder, failed_message
+from ltxgen.runtime.displays import create_progress
+from ltxgen.runtime.progress import Progress, SweepProgress
+from ltxgen.runtime.ranks import ONE_PROCESS, Ranks, start_ranks
+from ltxgen.stage.protocol import PartRequest
+
+JOBS = "jobs"  # the kind of `parallel` with which each rank runs jobs of its own
+
+
+@dataclass(frozen=True)
+class PlannedJob(Job):
+    """A job and what would run."""
+
+    plan: Plan
+
+    @property
+    def parallel(self) -> LaunchConfig:
+        config: LaunchConfig = self.plan.recipe.parallel
+        return config
+
+    @property
+    def launched_alike(self) -> tuple[object, ...]:
+        """What jobs have in common that one launch can serve."""
+        each_its_own = self.plan.recipe.parallel.kind == JOBS
+        return each_its_own, *(getattr(self.parallel, field.name) for field in fields(LaunchConfig))
+
+
+class Sweep:
+    """Takes the jobs of a sweep, in one batch or several, and keeps components loaded between all of them.
+
+    `debug` shows where a failed job failed.
+    """
+
+    def __init__(self, debug: bool = False) -> None:
+        self._debug = debug
+        self._session = Session()
+        self._folder: SweepFolder | None = None
+
+    def run(self, jobs: Sequence[Job]) -> list[Path]:
+        """Run `jobs`, into numbered folders of one folder that the first batch begins anew; returns theirs, in order.
+
+        Raises Refusal, before anything runs, with all that is wrong with any of them, and JobsFailed at the end when
+        some failed.
+        """
+        if is_rank():
+            return self._run_as_ranks(jobs)
+        planned = plan_jobs(jobs)
+        folder, anew = self._folder or SweepFolder(_folder_of(jobs)), self._folder is None
+        if not _writes(planned):
+            self._run(folder, planned)
+            return []
+        with folder.alone():
+            folder.begin(jobs, anew=anew)
+            self._folder = folder
+            self._run(folder, planned)
+        return _finished(folder, jobs)
+
+    def resume(self, path: Path) -> list[Path]:
+        """Run the jobs of the sweep in `path` that failed or were not reached, as they were composed, and those whose
+        folder isn't whole; returns the folders of all."""
+        self._folder = folder = SweepFolder(path)
+        _ = folder.record  # or refused, before anything is made there
+        with folder.alone():
+            planned = plan_jobs(folder.unfinished())
+            folder.reopen(planned)
+            self._run(folder, planned)
+        return _finished(folder, planned, everything=True)
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _run(self, folder: SweepFolder, planned: Sequence[PlannedJob]) -> None:
+        for _, group in itertools.groupby(ordered(planned), key=lambda job: job.launched_alike):
+            alike = list(group)
+            if (alike[0].parallel.num_processes or 1) > 1:
+                self._session.close()  # the ranks need the memory
+                _launch(folder, alike, self._debug)
+            else:
+                with create_progress() as progress:
+                    _walk(Walk(folder, self._session, progress, debug=self._debug), alike)
+
+    def _run_as_ranks(self, jobs: Sequence[Job]) -> list[Path]:
+        """As one of the ranks that accelerate started by hand, each of which composed all jobs."""
+        parallel = parse_recipe(jobs[0].config).parallel
+        if parallel.kind == JOBS:
+            raise Refusal([Problem("parallel", JOBS, "starts its processes itself; leave out `accelerate launch`")])
+        ranks = start_ranks()
+        check_world_size(parallel.num_processes, ranks.world_size)
+        planned = _agreed(jobs, ranks)
+        folder = SweepFolder(_folder_of(planned))
+        if ranks.is_main:
+            folder.begin(planned, anew=self._folder is None)
+        self._folder = folder
+        with _progress(ranks) as progress:
+            _walk(Walk(folder, self._session, progress, ranks, self._debug), ordered(planned))
+        return _finished(folder, jobs) if ranks.is_main else []
+
+
+def resume_sweep(path: Path, debug: bool = False) -> list[Path]:
+    """Finish the interrupted sweep in the folder `path`; returns the folders of all its jobs.
+
+    Raises as `Sweep.run`.
+    """
+    sweep = Sweep(debug)
+    try:
+        return sweep.resume(path)
+    finally:
+        sweep.close()
+
+
+def plan_jobs(jobs: Sequence[Job], ranks: Ranks = ONE_PROCESS) -> list[PlannedJob]:
+    """Plan every job; Refusal with the problems of all of them."""
+    problems: list[Problem] = []
+    planned = []
+    with create_progress("quiet" if is_rank() else "auto") as progress:
+        for job in jobs:
+            try:
+                plan = make_plan(parse_recipe(job.config), progress.note, ranks.local_rank)
+                if not ranks.is_main:  # its machine need not have the folder that the first rank writes
+                    others = [problem for problem in plan.problems if problem.path != "output.dir"]
+                    plan = dataclasses.replace(plan, problems=others)
+                plan.require()
+            except Refusal as refusal:
+                problems += refusal.problems
+                continue
+            planned.append(PlannedJob(job.number, job.overrides, job.config, plan))
+        for note in dict.fromkeys(note for job in planned for note in job.plan.notes):
+            progress.note(note)
+    if problems:
+        raise Refusal(problems)
+    return planned
+
+
+def ordered(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
+    """Jobs such that those that share what is loaded stand together: processes, then components from the largest, then
+    LoRAs. Else as they are numbered."""
+    names = dict.fromkeys(request.name for job in jobs for request in _requests(job.plan))
+    largest_first = sorted(names, key=lambda name: -max(_size(job.plan, name) for job in jobs))
+    traits: list[Callable[[PlannedJob], object]] = [
+        lambda job: job.launched_alike,
+        *(lambda job, name=name: part_key(job.plan, name) for name in largest_first),  # type: ignore[misc]
+        lambda job: [request.loras for request in _requests(job.plan)],
+    ]
+    columns = [_in_order_of_appearance([trait(job) for job in jobs]) for trait in traits]
+    return [job for _, job in sorted(zip(zip(*columns, strict=True), jobs, strict=True), key=lambda row: row[0])]
+
+
+def _in_order_of_appearance(values: Sequence[object]) -> list[int]:
+    """A number for each value: equal ones have the same."""
+    seen: list[object] = []
+    for value in values:
+        if value not in seen:
+            seen.append(value)
+    return [seen.index(value) for value in values]
+
+
+def _requests(plan: Plan) -> list[PartRequest]:
+    return [request for stage in plan.stages.values() for request in stage.parts]
+
+
+def _size(plan: Plan, name: str) -> int:
+    return plan.memory.at_rest(name).device if plan.memory else 0
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a process needs to run jobs one after another. `claim`, where several do, says whether a job is its own."""
+
+    folder: SweepFolder
+    session: Session
+    progress: Progress
+    ranks: Ranks = ONE_PROCESS
+    debug: bool = False
+    claim: Callable[[int], bool] = lambda number: True
+    num_workers: int = 1
+
+
+def _walk(walk: Walk, jobs: Sequence[PlannedJob]) -> None:
+    """Run jobs in this order. One that fails is noted; among ranks, it ends them all."""
+    for position, job in enumerate(jobs):
+        if not walk.claim(job.number):
+            continue
+        if walk.ranks.is_main:
+            _announce(walk, job)
+        # What a next batch will want is not known: the same.
+        coming = [later.plan for later in jobs[position + 1 :]] or [job.plan]
+        before, started = walk.session.loads.copy(), time.perf_counter()
+        error = _run_one(walk, job, coming)
+        loads = walk.session.loads - before
+        if error is not None:
+            walk.session.close()
+            walk.folder.failed(job.number, error, loads)
+            walk.progress.note(f"job {job.number} failed: {error}")
+        elif walk.ranks.is_main:
+            walk.folder.done(job.number, time.perf_counter() - started, loads)
+
+
+def _run_one(walk: Walk, job: PlannedJob, coming: Sequence[Plan]) -> str | None:
+    """Run a job; returns what it failed with. Its error, with all that hangs on it, is gone by then."""
+    try:
+        parts = walk.session.parts(job.plan, coming, walk.progress.note)
+        run_plan(job.plan, job.config, walk.progress, walk.ranks, parts)
+    except Exception as error:
+        if walk.ranks.world_size > 1:
+            raise  # the others wait for this rank
+        if walk.debug:
+            walk.progress.note(traceback.format_exc())
+        return str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"
+    return None
+
+
+def _announce(walk: Walk, job: PlannedJob) -> None:
+    entries = walk.folder.record["jobs"]
+    ended = [entry for entry in entries if entry["status"] != "pending"]
+    seconds = [entry["seconds"] for entry in ended if "seconds" in entry]
+    changing = [word for word in job.overrides if any(word not in entry["overrides"] for entry in entries)]
+    name = f"{job.number} ({', '.join(changing)})" if changing else str(job.number)
+    walk.progress.job(SweepProgress(name, len(entries), len(ended), seconds, walk.num_workers))
+
+
+def _launch(folder: SweepFolder, jobs: Sequence[PlannedJob], debug: bool) -> None:
+    """Run jobs on ranks, all in one launch. When one breaks it, the others get another."""
+    parallel = jobs[0].parallel
+    writes = _writes(jobs)
+    left = list(jobs)
+    while left:
+        with exit_on_signals(), tempfile.TemporaryDirectory(prefix="ltxgen-") as scratch:
+            frozen, claims = Path(scratch) / "jobs.json", Path(scratch) / "claims"
+            claims.mkdir()
+            stored = [{"number": job.number, "overrides": job.overrides, "config": job.config} for job in left]
+            sha256 = freeze({"folder": str(folder.path.absolute()), "jobs": stored}, frozen)
+            words = ["sweep-rank", str(frozen), sha256, str(claims), *(["--debug"] if debug else [])]
+            try:
+                launch(parallel, words, Path(scratch) / "logs")
+                return
+            except RankFailure as failure:
+                if failure.code != 1 or not writes:  # refused, or told to end
+                    raise
+                broken = _broken(left, claims, failure.rank, folder.jobs())
+                folder.failed(broken.number, str(failure) or failure.told)
+        statuses = folder.jobs()
+        left = [job for job in left if statuses[job.number] == "pending"]
+
+
+def _broken(jobs: Sequence[PlannedJob], claims: Path, rank: int | None, statuses: Mapping[int, str]) -> PlannedJob:
+    """The job in which `rank` failed: the last that it claimed, or where all ranks share them the first pending one."""
+    pending = [job for job in jobs if statuses[job.number] == "pending"]
+    claimed = [job for job in pending if _claimant(claims, job.number) == rank]
+    return (claimed or pending)[0]
+
+
+def _claimant(claims: Path, number: int) -> int | None:
+    file = claims / str(number)
+    return int(file.readlink().name) if file.is_symlink() else None
+
+
+def _claim(claims: Path, number: int) -> bool:
+    """Take a job unless another rank has it. A link is made with its content, as a file is not."""
+    try:
+        (claims / str(number)).symlink_to(os.environ["RANK"])
+    except FileExistsError:
+        return False
+    return True
+
+
+def run_as_sweep_rank(frozen: Path, sha256: str, claims: Path, debug: bool = False) -> None:
+    """Run as one of the ranks that `_launch` started."""
+    stored = thaw(frozen, sha256)
+    jobs = [Job(each["number"], each["overrides"], each["config"]) for each in stored["jobs"]]
+    folder, session = SweepFolder(Path(stored["folder"])), Session()
+    if jobs[0].config["parallel"]["kind"] == JOBS:
+        local_rank, num_workers = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+        alone = Ranks(rank=0, world_size=1, local_rank=local_rank)
+        planned = plan_jobs(jobs, alone)
+        with create_progress("auto" if local_rank == 0 else "quiet") as progress, session:
+            claim = lambda number: _claim(claims, number)  # noqa: E731
+            _walk(Walk(folder, session, progress, alone, debug, claim, num_workers), planned)
+        return
+    ranks = start_ranks()
+    with _progress(ranks) as progress, session:
+        _walk(Walk(folder, session, progress, ranks, debug), _agreed(jobs, ranks))
+
+
+def _agreed(jobs: Sequence[Job], ranks: Ranks) -> list[PlannedJob]:
+    """The jobs as all ranks have them, planned."""
+    configs = [agree(job.config, ranks.world_size, ranks.gather) for job in jobs]
+    agreed = [Job(job.number, job.overrides, config) for job, config in zip(jobs, configs, strict=True)]
+    return plan_jobs(agreed, ranks)
+
+
+def _progress(ranks: Ranks) -> Progress:
+    return create_progress("auto" if ranks.is_main else "quiet")
+
+
+def _writes(jobs: Sequence[PlannedJob]) -> bool:
+    """Whether the output is this machine's."""
+    return all(job.parallel.machine_rank == 0 for job in jobs)
+
+
+def _folder_of(jobs: Sequence[Job]) -> Path:
+    return Path(jobs[0].config["output"]["dir"]).expanduser().parent
+
+
+def _finished(folder: SweepFolder, jobs: Sequence[Job], everything: bool = False) -> list[Path]:
+    """The folders of `jobs`, with a page that shows the sweep; JobsFailed when some have none."""
+    write_gallery(folder.path)
+    numbers = sorted(folder.jobs()) if everything else [job.number for job in jobs]
+    if errors := {number: error for number, error in folder.errors().items() if number in numbers}:
+        raise JobsFailed(failed_message(errors, folder.path))
+    return [folder.path / str(number) for number in numbers]
