@@ -6,14 +6,18 @@ import itertools
 import re
 import shlex
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from ltxgen.config import compose
 from ltxgen.config.recipe import parse_recipe
+from ltxgen.media.mp4 import Mp4Writer
+from ltxgen.media.sound import Sound, write_wav
 from ltxgen.recipe.plan import make_plan
 
 RECIPES = sorted(compose.data_folder("recipes").glob("*.yaml"))
@@ -24,10 +28,35 @@ WHERE = {  # groups that stand inside a stage
     "sampler": "sampler@stages.base.sampler",
     "stage": "+stage@stages.one_more",
 }
-# What a recipe can't do without, but for files of the model: a picture stands for any video.
-GIVEN = {"ltx23_ic_lora": ["request.references=[{path: first.png}]"]}
 recipes = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 choices = pytest.mark.parametrize("path", CHOICES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+
+
+# What a recipe can't do without, but for files of the model; of a reference, a picture stands for any video.
+_CLIP = ("request.source.path=clip.mp4", "request.span=[0.3,0.8]")
+INPUTS = {
+    "ltx23_audio_to_video": ("request.audio.path=song.wav",),
+    "ltx23_retake": _CLIP,
+    "ltx23_retake_distilled": _CLIP,
+    "ltx23_extend": _CLIP[:1],
+    "ltx23_ic_lora": ("request.references=[{path: first.png}]",),
+}
+
+
+def wanted(path: Path) -> list[str]:
+    """The words that run a recipe."""
+    return [f"+recipe={path.stem}", *INPUTS.get(path.stem, ())]
+
+
+def write_inputs(folder: Path) -> None:
+    """The files that recipes name in their commands."""
+    for name in ("first.png", "last.png"):
+        Image.new("RGB", (64, 64)).save(folder / name)
+    shutil.copy(folder / "first.png", folder / "depth.mp4")  # what a file is, its content says
+    write_wav(folder / "song.wav", Sound(torch.zeros(1, 2, 16000 * 6), 16000))
+    with Mp4Writer(folder / "clip.mp4", Fraction(24)) as writer:
+        writer.write_frames(torch.zeros(25, 64, 96, 3, dtype=torch.uint8))
+        writer.write_audio(torch.zeros(2, 50000), 48000)
 
 
 def test_there_are_recipes():
@@ -46,9 +75,7 @@ def test_a_recipe_opens_with_its_own_command_line(path: Path):
 @recipes
 def test_its_commands_plan(path: Path, run_ltxgen, tiny_set, tmp_path: Path):
     """The commands that a recipe's head shows are ones that it takes, given the files that they name."""
-    for name in ("first.png", "last.png"):
-        Image.new("RGB", (64, 64)).save(tmp_path / name)
-    shutil.copy(tmp_path / "first.png", tmp_path / "depth.mp4")  # what a file is, its content says
+    write_inputs(tmp_path)
     shutil.copy(tiny_set.file("ic_lora"), tmp_path / "lora.safetensors")
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("# ltxgen "):
@@ -60,24 +87,23 @@ def test_its_commands_plan(path: Path, run_ltxgen, tiny_set, tmp_path: Path):
 
 @recipes
 def test_a_recipe_plans_on_the_embedded_model(path: Path, tiny_set, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    write_inputs(tmp_path)
+    before = set(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (64, 64)).save("first.png")
-    words = [f"+recipe={path.stem}", "model=ltx23_tiny", "runtime.device=cpu", *GIVEN.get(path.stem, ())]
-    config = compose.compose_config(words)
+    config = compose.compose_config([*wanted(path), "model=ltx23_tiny", "runtime.device=cpu"])
     plan = make_plan(parse_recipe(config))
     assert plan.problems == ()
     assert list(plan.stages) == list(config["stages"])
     assert all(artifact.place == "embedded" for artifact in plan.artifacts.values())
-    assert [each.name for each in tmp_path.iterdir()] == ["first.png"]
+    assert set(tmp_path.iterdir()) == before
 
 
 @recipes
 def test_a_recipe_plans_at_full_size(path: Path, tiny_set, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """With the published architecture and no files: shapes, LoRA and wiring fit at the recipe's own size."""
+    write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (64, 64)).save("first.png")
-    words = [f"+recipe={path.stem}", "artifacts=synthetic", "runtime.device=cpu", *GIVEN.get(path.stem, ())]
-    config = compose.compose_config(words)
+    config = compose.compose_config([*wanted(path), "artifacts=synthetic", "runtime.device=cpu"])
     plan = make_plan(parse_recipe(config))
     assert plan.problems == ()
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ltxgen.config.errors import MISSING, Problem
-from ltxgen.diffusion.conditions import Condition, Frozen, GivenTokens
+from ltxgen.diffusion.conditions import Condition, Frozen, GivenTokens, total_appended
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
 from ltxgen.diffusion.pair import Pair
 from ltxgen.diffusion.positions import audio_positions, video_positions
@@ -54,6 +54,7 @@ class ConditionSource:
         self.writes = (f"{name}.conditions",)
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
+        shapes[self.writes[0]] = total_appended([])
         if self.reads[0] not in shapes:
             return []  # the clip's own problems come first
         (num_latents, _, _), has_sound = shapes[self.reads[0]], shapes[self.reads[1]] is not None

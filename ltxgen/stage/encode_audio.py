@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ltxgen.config.errors import MISSING, Problem
-from ltxgen.diffusion.conditions import Frozen
+from ltxgen.diffusion.conditions import Frozen, total_appended
 from ltxgen.diffusion.grids import AudioGrid
 from ltxgen.diffusion.pair import Pair
 from ltxgen.media.sound import BadMedia, Sound, read_sound
@@ -54,6 +54,7 @@ class EncodeAudio:
         return AudioGrid.from_video(self.setting.request.num_frames, self.setting.request.fps)
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
+        shapes[self.writes[1]] = total_appended([])
         if self.given.path is None:
             return [Problem("request.audio.path", MISSING, "is missing; name the sound that the video is made for")]
         try:

@@ -25,6 +25,8 @@ PUBLISHED = {
     "spatial_upscaler": (72, 497_867_904),
     "temporal_upscaler": (72, 130_968_192),
 }
+# What recipes of sound alone load of two of them.
+PARTS = {"audio_transformer": (1457, 3_286_408_320), "audio_text_projection": (2, 385_353_728)}
 
 
 def module_of(name: str):
@@ -32,10 +34,10 @@ def module_of(name: str):
     return build_on_meta(COMPONENTS[name], artifact, BuildOptions(), {})
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PUBLISHED | PARTS)
 def test_tensors_and_parameters_of_the_published_model(name: str):
     shapes = [tensor.shape for tensor in module_of(name).state_dict().values()]
-    assert (len(shapes), sum(map(math.prod, shapes))) == PUBLISHED[name]
+    assert (len(shapes), sum(map(math.prod, shapes))) == (PUBLISHED | PARTS)[name]
 
 
 def test_the_single_file_is_cut_without_remainder_or_overlap():
@@ -46,11 +48,21 @@ def test_the_single_file_is_cut_without_remainder_or_overlap():
             for key in module_of(name).state_dict():
                 owner.setdefault(spec.keys.file_key(key), []).append(name)
     assert len(owner) == 5947
-    of_file = [spec for spec in COMPONENTS.values() if spec.artifact == "checkpoint"]
+    of_file = [spec for spec in COMPONENTS.values() if spec.artifact == "checkpoint" and spec.name not in PARTS]
     for file_key, names in owner.items():
         claiming = [spec.name for spec in of_file if spec.keys.module_key(file_key) is not None]
         assert sorted(claiming) == sorted(names)
         assert len(names) == 1 or "per_channel_statistics" in file_key
+
+
+@pytest.mark.parametrize(("part", "whole"), [*zip(PARTS, ("transformer", "text_projection"), strict=True)])
+def test_a_part_has_keys_of_the_whole(part: str, whole: str):
+    keys = set(module_of(part).state_dict())
+    assert keys < set(module_of(whole).state_dict())
+    for key in module_of(whole).state_dict():
+        in_file = COMPONENTS[whole].keys.file_key(key)
+        assert COMPONENTS[part].keys.module_key(in_file) == (key if key in keys else None)
+    assert COMPONENTS[part].keys.module_key("vae.encoder.conv_in.conv.weight") is None
 
 
 def test_every_linear_layer_of_the_transformer_has_a_place_in_the_distilled_lora():
@@ -95,6 +107,6 @@ def test_longest_module_prefix_decides_the_file_key():
 
 
 def test_every_component_has_an_artifact():
-    assert len(COMPONENT_NAMES) == 14
+    assert len(COMPONENT_NAMES) == 16
     assert artifact_of("tokenizer") == "text_encoder"
     assert artifact_of("vocoder") == "checkpoint"

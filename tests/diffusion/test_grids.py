@@ -68,3 +68,12 @@ def test_audio_token_order():
             for mel in range(4):
                 assert torch.equal(tokens[:, t, channel * 4 + mel], latents[:, channel, t, mel])
     assert torch.equal(grid.unpatchify(tokens), latents)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "latents"),
+    [(1, 16000, 1), (640, 16000, 2), (16000, 16000, 26), (44100, 44100, 26), (31238, 44100, 18)],
+)
+def test_latents_of_a_sound(samples, rate, latents):
+    """One spectrogram column every 160 samples at 16 kHz and one at the end, four columns a latent."""
+    assert AudioGrid.from_samples(samples, rate).frames == latents

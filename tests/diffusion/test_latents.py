@@ -16,6 +16,7 @@ from ltxgen.diffusion import (
     to_denoised,
     to_velocity,
 )
+from ltxgen.diffusion.conditions import Frozen
 from ltxgen.diffusion.latents import NoiseLevels
 
 BFLOAT16_HALF_ULP = 2.0**-8
@@ -147,3 +148,18 @@ def test_a_mask_of_one_value_is_one_noise_level(value: float):
     levels = NoiseLevels.of(torch.full((2, 4, 1), value))
     assert levels.index is None
     assert torch.equal(levels.timesteps(0.5), torch.full((2, 1), value / 2))
+
+
+@pytest.mark.parametrize(("numerics", "sigma"), [(CURRENT, 0.0), (LAUNCH, 0.5)])
+@pytest.mark.parametrize("role", ["given", "kept"])
+def test_a_frozen_modality(numerics, sigma, role):
+    """It ends as it came, whatever a sampler did to it; only the current code starts what is kept from noise."""
+    positions = torch.zeros(1, 1, 5, 2)
+    tokens, noise = torch.randn(1, 5, 4), torch.randn(1, 5, 4)
+    state = Frozen(tokens, role).apply(LatentState.from_tokens(torch.zeros(1, 5, 4), positions), numerics)
+    noised = apply_noise(state, noise, 1.0, numerics)
+    starts_from_noise = role == "kept" and numerics is CURRENT
+    torch.testing.assert_close(noised.latents, noise if starts_from_noise else tokens)
+    assert noised.modality_sigma(0.5, numerics) == sigma
+    assert not noised.denoise_mask.any()
+    assert torch.equal(noised.with_(latents=noise).result, tokens)

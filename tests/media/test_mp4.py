@@ -136,10 +136,10 @@ def test_sample_rates_of_other_vocoders(tmp_path, sample_rate):
 
 
 def test_sound_is_clamped_and_truncated(tmp_path):
-    from ltxgen.media.mp4 import _as_int16
+    from ltxgen.media.mp4 import as_int16
 
     samples = np.array([[2.0, -3.0, 1.0, 0.99999, -0.99999, 0.5]], dtype=np.float32)
-    assert _as_int16(samples).tolist() == [[32767, -32767, 32767, 32766, -32766, 16383]]
+    assert as_int16(samples).tolist() == [[32767, -32767, 32767, 32766, -32766, 16383]]
 
 
 class Interrupted(Exception):
