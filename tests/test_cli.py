@@ -69,7 +69,8 @@ def test_an_unknown_command(run_ltxgen, tmp_path):
 def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
     shown = run_ltxgen("--help", cwd=tmp_path)
     assert shown.code == 0
-    assert "recipe: ltx23_two_stage" in shown.out
+    (recipes,) = (line for line in shown.out.splitlines() if line.startswith("recipe: "))
+    assert "ltx23_two_stage" in recipes
     assert "ltxgen is powered by Hydra" in shown.out
     job = run_ltxgen("--cfg", "job", RECIPE, "request.seed=5", "request.prompt=a, b", cwd=tmp_path)
     assert job.code == 0
@@ -111,7 +112,8 @@ def test_showing_a_config_that_cannot_be_composed(run_ltxgen, tmp_path):
 
 def test_ls(run_ltxgen, tmp_path):
     everything = run_ltxgen("ls", cwd=tmp_path).out.splitlines()
-    assert everything[0].split() == ["recipe:", "ltx23_two_stage"]
+    assert everything[0].startswith("recipe: ")
+    assert "ltx23_two_stage" in " ".join(everything).replace(",", "").split()
     assert any(line.split()[:1] == ["attention:"] and "sdpa" in line for line in everything)
     models = run_ltxgen("ls", "model", cwd=tmp_path)
     assert models.code == 0
@@ -144,7 +146,7 @@ def test_cp(run_ltxgen, tmp_path):
     [
         ((), "takes two names"),
         (("ltx23_two_stage",), "takes two names"),
-        (("ltx23_two_stag", "new"), "there are taken, ltx23_two_stage; did you mean 'ltx23_two_stage'?"),
+        (("ltx23_two_stag", "new"), "ltx23_two_stage; did you mean 'ltx23_two_stage'?"),
         (("ltx23_two_stage", "taken"), "exists already"),
         (("ltx23_two_stage", "../outside"), "goes into ./recipes"),
         (("ltx23_two_stage", "a/b"), "goes into ./recipes"),
@@ -171,7 +173,7 @@ def test_plan(run_ltxgen, tiny_words, tmp_path, monkeypatch):
         "64x64, 9 frames at 30000/1001 per second (0.30 s), seed 10",
         "cpu, float32, numerics current, attention auto, precision none, parallel auto, compile none",
         "4 passes a step, 8 in all",
-        "1 passes a step, 3 in all; loras distilled 1.0",
+        "1 passes a step, 3 in all; loras distilled",
         "tokens video 8",
         "embedded tiny model",
         "prompt.context",
