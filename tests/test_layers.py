@@ -94,7 +94,7 @@ def _allowed(name: str, top: str, module: str) -> bool:
         return top not in ("models", "diffusion") or wanted != ""
     if any(_within(wanted, each) for each in OPEN):
         return top not in ("models", "diffusion")
-    if wanted == "config" or any(_within(wanted, each) for each in ("config.compose", "config.launcher")):
+    if wanted == "config" or any(_within(wanted, each) for each in ("config.compose", "config.launcher", "config.requests")):
         return top in ("cli", "api")
     if _within(wanted, "config.recipe"):
         return RANKS.get(top, -1) >= RANKS["stage"]
