@@ -21,6 +21,7 @@ RANKS = {
     "models": 0,
     "diffusion": 1,
     "sampler": 2,
+    "schedule": 2,
     "guidance": 2,
     "memory": 2,
     "media": 2,

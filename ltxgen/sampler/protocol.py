@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from ltxgen.diffusion.latents import LatentState
+from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.diffusion.pair import Pair
 
 # (states, sigma, step) -> the guided clean prediction x0 of each modality, tokens in the states' dtype. A sampler that
 # evaluates twice in a step says which step index the second one counts as.
 Denoise = Callable[[Pair[LatentState], float, int], Pair[Tensor]]
 
-# (step, states after it), for progress and recording.
-OnStep = Callable[[int, Pair[LatentState]], None]
+
+class Evaluation(NamedTuple):
+    """One call of `denoise`: at which noise level, and the step index that it counts as."""
+
+    sigma: float
+    step: int
 
 
 class Sampler(Protocol):
     """Takes states noised to `sigmas[0]` to clean ones. Puts given tokens back into each prediction."""
 
-    def num_evaluations(self, num_steps: int) -> int:
-        """How often `denoise` is called in `num_steps` steps."""
+    def evaluations(self, sigmas: Sequence[float]) -> Sequence[Evaluation]:
+        """Every call of `denoise` that these sigmas take, in order. ValueError, in words that complete "the sampler
+        ...", for sigmas that it can't step through."""
         ...
 
     def sample(
-        self, states: Pair[LatentState], sigmas: Tensor, denoise: Denoise, on_step: OnStep | None = None
+        self, states: Pair[LatentState], sigmas: Tensor, denoise: Denoise, noise: NoiseSource
     ) -> Pair[LatentState]:
-        """The states at `sigmas[-1]`, which is 0; `sigmas` (steps + 1,) is fp32."""
+        """The states at `sigmas[-1]`, which is 0; `sigmas` (steps + 1,) is fp32.
+
+        A sampler that adds noise draws it from `noise`, video before audio, or from a source of its own made from it.
+        """
         ...
 
 
@@ -36,3 +45,8 @@ class SamplerConfig(Protocol):
     """A sampler's YAML."""
 
     def build(self) -> Sampler: ...
+
+
+def one_a_step(sigmas: Sequence[float]) -> Sequence[Evaluation]:
+    """The evaluations of a first-order sampler: one at the start of each step."""
+    return [Evaluation(sigma, step) for step, sigma in enumerate(sigmas[:-1])]
