@@ -63,6 +63,11 @@ class ArtifactSpec:
     seed: int = 0  # of the synthetic source
 
     @property
+    def wants_distilled(self) -> bool:
+        """Whether this is a checkpoint whose preferred file is a distilled one."""
+        return self.name == "checkpoint" and bool(self.candidates) and is_distilled(self.candidates[0].file)
+
+    @property
     def config_path(self) -> str:
         """Where the user can set the file: `artifacts.<name>.path`."""
         return f"artifacts.{self.name}.path"
@@ -128,8 +133,7 @@ class ResolvedArtifact:
     @property
     def is_distilled(self) -> bool:
         """Whether this is a distilled checkpoint (to be run without guidance), told by its name."""
-        name = (self.file or (self.path.name if self.path else "")).lower()
-        return "distilled" in name and "lora" not in name
+        return is_distilled(self.file or (self.path.name if self.path else ""))
 
     @cached_property
     def metadata(self) -> Mapping[str, str]:
@@ -149,6 +153,11 @@ class ResolvedArtifact:
         if "config" not in self.metadata:
             raise BadFile("has no `config` in its safetensors metadata, so its architecture is unknown")
         return _json_object(self.metadata["config"], "its metadata `config`")
+
+
+def is_distilled(name: str) -> bool:
+    """Whether a file of this name is a distilled checkpoint: nothing in such a file says so."""
+    return "distilled" in name.lower() and "lora" not in name.lower()
 
 
 def _read_text(path: Path) -> str:

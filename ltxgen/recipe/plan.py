@@ -32,6 +32,7 @@ from ltxgen.models.transformer.graphs import GRAPHED_TOKENS
 from ltxgen.parallel.cost import TEXT_TOKENS, Work
 from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
+from ltxgen.recipe.distilled import undistilled
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.forecast import MemoryPlan, choose_policy
 from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
@@ -39,7 +40,7 @@ from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import DISTILLED, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype
-from ltxgen.stage.denoise import NOISE
+from ltxgen.stage.denoise import NOISE, DenoiseConfig
 from ltxgen.stage.protocol import Setting, Stage
 
 
@@ -117,6 +118,9 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
     checkpoint, sharded = resolution.artifacts.get("checkpoint"), parallel is not None and parallel.sharded_weights
     problems += precision_problems(float8, checkpoint, device, dtype, sharded)
     notes += precision_notes(checkpoint, options, dtype)
+    unfit, told = undistilled(recipe, checkpoint)
+    problems += unfit
+    notes += told
     checked = check_artifacts(resolution.artifacts, component_names(stages), options)
     problems += checked.problems
 
@@ -156,7 +160,12 @@ def make_plan(recipe: Recipe, log: Callable[[str], None] = lambda message: None,
 
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
-    return {name: config.build(name, setting) for name, config in recipe.stages.items()}
+    stages: dict[str, Stage] = {}
+    denoised: tuple[str, ...] = ()
+    for name, config in recipe.stages.items():
+        stages[name] = config.build(name, dataclasses.replace(setting, denoised=denoised))
+        denoised += (name,) if isinstance(config, DenoiseConfig) else ()
+    return stages
 
 
 def _memory_plan(

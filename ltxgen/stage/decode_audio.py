@@ -28,7 +28,8 @@ class Sound:
 @register("stage", "decode_audio")
 @dataclass(frozen=True)
 class DecodeAudioConfig:
-    """`source` names the denoise stage whose sound is kept; null lets `runtime.numerics` choose (base or refine)."""
+    """`source` names the denoise stage whose sound is kept, or is `last`; null lets `runtime.numerics` choose (base or
+    refine, where the recipe has them)."""
 
     source: str | None = None
 
@@ -46,6 +47,8 @@ class DecodeAudio:
 
     def __init__(self, config: DecodeAudioConfig, name: str, setting: Setting) -> None:
         self.source = config.source or setting.numerics.decoded_audio
+        if self.source == "last" or (config.source is None and self.source not in setting.denoised):
+            self.source = setting.last_denoised
         self.reads = (f"{self.source}.audio",)
         self.writes = (f"{name}.waveform",)
         vocoder_dtype = setting.numerics.vocoder_dtype or setting.dtype

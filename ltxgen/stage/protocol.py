@@ -35,7 +35,8 @@ class Setting:
 
     `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Both are
     there once the files are known, which takes stages to ask for them: a plan builds its stages twice. Denoising steps
-    of up to `graphed_tokens` video tokens are recorded as CUDA graphs.
+    of up to `graphed_tokens` video tokens are recorded as CUDA graphs. `denoised` names the denoise stages before this
+    one.
     """
 
     request: Request
@@ -45,6 +46,12 @@ class Setting:
     artifacts: Mapping[str, ResolvedArtifact] = field(default_factory=dict)
     parallel: ParallelPlan | None = None
     graphed_tokens: int = 0
+    denoised: tuple[str, ...] = ()
+
+    @property
+    def last_denoised(self) -> str:
+        """The stage whose latents are decoded unless a recipe names another."""
+        return self.denoised[-1] if self.denoised else "base"  # which the wiring then misses
 
 
 class StepProgress(Protocol):
