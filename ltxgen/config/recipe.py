@@ -177,10 +177,8 @@ def _without_left_out(stages: Mapping[str, Any]) -> Mapping[str, Any]:
         return kept
     mappings = {name: stage for name, stage in kept.items() if isinstance(stage, Mapping)}
     read = {stage.get("video") for stage in mappings.values()}
-    unread = {
-        name for name, stage in mappings.items() if stage.get("kind") == "upsample" and f"{name}.video" not in read
-    }
-    return {name: stage for name, stage in kept.items() if name not in unread}
+    upscalers = {name for name, stage in mappings.items() if stage.get("kind") == "upsample"}
+    return {name: stage for name, stage in kept.items() if name not in upscalers or f"{name}.video" in read}
 
 
 def _frame_problems(num_frames: int) -> list[Problem]:

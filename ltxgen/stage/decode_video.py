@@ -58,9 +58,10 @@ class TilingConfig:
 @register("stage", "decode_video")
 @dataclass(frozen=True)
 class DecodeVideoConfig:
-    """Which latent is decoded (null: that of the last denoise stage); `tiling: null` decodes in one piece, `auto` in tiles that fit a GPU's memory.
+    """Which latent is decoded; null is that of the last denoise stage.
 
-    `kernels`: `plain` layers, or `fused` ones for GPUs, or `auto`, which takes the fused ones where they run.
+    `tiling: null` decodes in one piece, `auto` in tiles that fit a GPU's memory. `kernels`: `plain` layers, or `fused`
+    ones for GPUs, or `auto`, which takes the fused ones where they run.
     """
 
     video: str | None = None
