@@ -21,6 +21,7 @@ RANKS = {
     "models": 0,
     "diffusion": 1,
     "sampler": 2,
+    "schedule": 2,
     "guidance": 2,
     "memory": 2,
     "media": 2,
@@ -94,7 +95,9 @@ def _allowed(name: str, top: str, module: str) -> bool:
         return top not in ("models", "diffusion") or wanted != ""
     if any(_within(wanted, each) for each in OPEN):
         return top not in ("models", "diffusion")
-    if wanted == "config" or any(_within(wanted, each) for each in ("config.compose", "config.launcher", "config.requests")):
+    if wanted == "config" or any(
+        _within(wanted, each) for each in ("config.compose", "config.launcher", "config.requests")
+    ):
         return top in ("cli", "api")
     if _within(wanted, "config.recipe"):
         return RANKS.get(top, -1) >= RANKS["stage"]

@@ -25,6 +25,7 @@ CONF = compose.data_folder("conf")
 CHOICES = sorted(path for path in CONF.glob("*/*.yaml"))
 WHERE = {  # groups that stand inside a stage
     "guidance": "guidance@stages.base.guidance",
+    "schedule": "schedule@stages.base.schedule",
     "sampler": "sampler@stages.base.sampler",
     "stage": "+stage@stages.one_more",
 }
@@ -152,7 +153,7 @@ def test_the_groups_are_the_folders_and_the_defaults_list_names_them():
     assert groups == set(compose.groups()) - {"recipe"}
     defaults = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
     named = {key for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("override")}
-    assert named == groups - {"stage", "sampler", "guidance"}  # those stand inside a stage
+    assert named == groups - {"stage", "schedule", "sampler", "guidance"}  # those stand inside a stage
     # Each line of the list says what is chosen there.
     lines = (CONF / "config.yaml").read_text().splitlines()
     for group in named:

@@ -65,6 +65,11 @@ class ArtifactSpec:
     sha256: str | None = None
 
     @property
+    def wants_distilled(self) -> bool:
+        """Whether this is a checkpoint whose preferred file is a distilled one."""
+        return self.name == "checkpoint" and bool(self.candidates) and is_distilled(self.candidates[0].file)
+
+    @property
     def config_path(self) -> str:
         """Where the user can set the file: `artifacts.<name>.path`."""
         return f"artifacts.{self.name}.path"
@@ -139,8 +144,7 @@ class ResolvedArtifact:
     @property
     def is_distilled(self) -> bool:
         """Whether this is a distilled checkpoint (to be run without guidance), told by its name."""
-        name = (self.file or (self.path.name if self.path else "")).lower()
-        return "distilled" in name and "lora" not in name
+        return is_distilled(self.file or (self.path.name if self.path else ""))
 
     @cached_property
     def metadata(self) -> Mapping[str, str]:
@@ -172,6 +176,11 @@ class Files:
     @classmethod
     def of(cls, artifacts: Mapping[str, ResolvedArtifact]) -> Files:
         return cls(tuple((name, each.config_path, each.state) for name, each in artifacts.items()), artifacts)
+
+
+def is_distilled(name: str) -> bool:
+    """Whether a file of this name is a distilled checkpoint: nothing in such a file says so."""
+    return "distilled" in name.lower() and "lora" not in name.lower()
 
 
 def _read_text(path: Path) -> str:

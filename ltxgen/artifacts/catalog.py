@@ -83,7 +83,7 @@ LTX23_SPECS: Mapping[str, ArtifactSpec] = {
             "checkpoint",
             (DEV,),
             licence_url=_LTX_LICENCE,
-            others=_ltx2("ltx-2-19b-dev", "ltx-2-19b-dev-fp8"),
+            others=_ltx2("ltx-2-19b-dev", "ltx-2-19b-dev-fp8", "ltx-2-19b-distilled", "ltx-2-19b-distilled-fp8"),
         ),
         ArtifactSpec(
             "distilled_lora", DISTILLED_LORA, licence_url=_LTX_LICENCE, others=_ltx2("ltx-2-19b-distilled-lora-384")

@@ -31,7 +31,7 @@ from ltxgen.config.errors import MISSING, Problem
 
 NAME = "ltx23_tiny"
 SEED = 23
-VERSION = 1  # raise it when anything here or in seeded.py changes what is written
+VERSION = 2  # raise it when anything here or in seeded.py changes what is written
 MODEL_VERSION = "2.3.0-tiny"
 
 FILES: Mapping[str, str] = {
@@ -41,6 +41,7 @@ FILES: Mapping[str, str] = {
     "spatial_upscaler": "ltx-2.3-tiny-spatial-upscaler-x2.safetensors",
     "text_encoder": "gemma-3-tiny",
 }
+DISTILLED_CHECKPOINT = "ltx-2.3-tiny-distilled.safetensors"  # where the candidates for a checkpoint are distilled
 _LIST = "files.json"  # every file and its size, written last
 
 _README = f"""{NAME}: a checkpoint set of ltxgen with RANDOM weights
@@ -64,7 +65,7 @@ def embedded_artifact(spec: ArtifactSpec) -> ResolvedArtifact | Problem:
         message = f"the embedded model has no {spec.name}, only {', '.join(FILES)}; set a file"
         return Problem(spec.config_path, MISSING, message)
     try:
-        path = embedded_file(spec.name)
+        path = embedded_folder() / (DISTILLED_CHECKPOINT if spec.wants_distilled else FILES[spec.name])
     except EmbeddedModelError as error:
         return Problem(f"artifacts.{spec.name}", MISSING, str(error))
     return ResolvedArtifact(
@@ -104,7 +105,7 @@ def embedded_folder() -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
         raise EmbeddedModelError(
-            f"the embedded model can't be written to {parent} ({reason}): set LTXGEN_CACHE to a folder with 20 MB free"
+            f"the embedded model can't be written to {parent} ({reason}): set LTXGEN_CACHE to a folder with 30 MB free"
         ) from error
     return final
 
@@ -112,23 +113,41 @@ def embedded_folder() -> Path:
 def write_embedded_model(folder: Path) -> None:
     """Write the whole set into an empty folder. Equal bytes every time on one machine and torch version."""
     configs = architecture(NAME)
-    _write_checkpoint(folder / FILES["checkpoint"], configs["checkpoint"], configs["text_encoder"])
+    checkpoint = _checkpoint_tensors(configs["checkpoint"], configs["text_encoder"])
+    lora = _lora_tensors(configs["checkpoint"], configs["distilled_lora"]["rank"])
+    _write_checkpoint(folder / FILES["checkpoint"], checkpoint, configs["checkpoint"])
+    _write_checkpoint(folder / DISTILLED_CHECKPOINT, _with_lora(checkpoint, lora), configs["checkpoint"])
     _write_upscaler(folder / FILES["spatial_upscaler"], configs["spatial_upscaler"])
-    for name in ("distilled_lora", "ic_lora"):
-        _write_lora(folder / FILES[name], configs["checkpoint"], name, configs[name])
+    _write_lora(folder / FILES["distilled_lora"], lora, configs["distilled_lora"])
+    ic_lora = _lora_tensors(configs["checkpoint"], configs["ic_lora"]["rank"], SEED + 1)
+    _write_lora(folder / FILES["ic_lora"], ic_lora, configs["ic_lora"])
     _write_text_encoder(folder / FILES["text_encoder"], configs["text_encoder"])
     (folder / "README.md").write_text(_README, encoding="utf-8")
     (folder / _LIST).write_text(json.dumps(_sizes(folder), indent=1) + "\n", encoding="utf-8")
 
 
-def _write_checkpoint(path: Path, config: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> None:
+def _checkpoint_tensors(config: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     num_states = text_encoder["text_config"]["num_hidden_layers"] + 1
     tensors: dict[str, torch.Tensor] = {}
     for spec in COMPONENTS.values():
         if spec.artifact == "checkpoint":
             tensors |= _component_tensors(spec.name, config, BuildOptions(num_text_states=num_states))
-    stored = {key: _stored(key, _structured(key, tensor, config)) for key, tensor in tensors.items()}
-    _save(path, stored, {"config": json.dumps(config), "model_version": MODEL_VERSION})
+    return {key: _stored(key, _structured(key, tensor, config)) for key, tensor in tensors.items()}
+
+
+def _write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    _save(path, tensors, {"config": json.dumps(config), "model_version": MODEL_VERSION})
+
+
+def _with_lora(checkpoint: Mapping[str, torch.Tensor], lora: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A distilled checkpoint is close to a dev one with the distilled LoRA: here it is just that."""
+    fused = dict(checkpoint)
+    for down in (key for key in lora if key.endswith(".lora_A.weight")):
+        module = down.removesuffix(".lora_A.weight")
+        key = f"model.{module}.weight"
+        delta = lora[f"{module}.lora_B.weight"].float() @ lora[down].float()
+        fused[key] = (checkpoint[key].float() + delta).to(checkpoint[key].dtype)
+    return fused
 
 
 def _write_upscaler(path: Path, config: Mapping[str, Any]) -> None:
@@ -136,12 +155,14 @@ def _write_upscaler(path: Path, config: Mapping[str, Any]) -> None:
     _save(path, {key: _stored(key, tensor) for key, tensor in tensors.items()}, {"config": json.dumps(config)})
 
 
-def _write_lora(path: Path, config: Mapping[str, Any], name: str, lora: Mapping[str, Any]) -> None:
+def _lora_tensors(config: Mapping[str, Any], rank: int, seed: int = SEED) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         transformer = COMPONENTS["transformer"].build(config, BuildOptions())
-    shapes = synthetic_lora_shapes(linear_weights(transformer), lora["rank"])
-    seed = SEED if name == "distilled_lora" else SEED + 1
-    tensors = {key: _stored(key, seeded_tensor(seed, key, shape)) for key, shape in shapes.items()}
+    shapes = synthetic_lora_shapes(linear_weights(transformer), rank)
+    return {key: _stored(key, seeded_tensor(seed, key, shape)) for key, shape in shapes.items()}
+
+
+def _write_lora(path: Path, tensors: Mapping[str, torch.Tensor], lora: Mapping[str, Any]) -> None:
     _save(path, tensors, {"model_version": MODEL_VERSION, **{key: str(lora[key]) for key in lora if key != "rank"}})
 
 

@@ -34,6 +34,7 @@ from ltxgen.models.transformer.flops import Flops
 from ltxgen.parallel.cost import TEXT_TOKENS
 from ltxgen.recipe.plan import Plan
 from ltxgen.sampler.protocol import Denoise as Predict
+from ltxgen.sampler.protocol import Evaluation, one_a_step
 from ltxgen.stage.denoise import NOISE, Denoise
 from ltxgen.stage.protocol import RunContext
 
@@ -50,6 +51,10 @@ class Step:
 
     def take(self) -> None:
         self.predict(self.states, self.sigma, 0)
+
+    @property
+    def passes(self) -> Sequence[Pass]:
+        return self.stage.guidance.at(self.sigma).passes(0)
 
     def inputs(self) -> tuple[ModalityInput, ModalityInput]:
         """Those of a plain pass with the positive prompt."""
@@ -70,11 +75,11 @@ class HandOut:
     def __init__(self, receive: Callable[[Pair[LatentState], Tensor, Predict], None]) -> None:
         self._receive = receive
 
-    def num_evaluations(self, num_steps: int) -> int:
-        return 0
+    def evaluations(self, sigmas: Sequence[float]) -> Sequence[Evaluation]:
+        return one_a_step(sigmas)
 
     def sample(
-        self, states: Pair[LatentState], sigmas: Tensor, denoise: Predict, on_step: Any = None
+        self, states: Pair[LatentState], sigmas: Tensor, denoise: Predict, noise: NoiseSource
     ) -> Pair[LatentState]:
         self._receive(states, sigmas, denoise)
         return states
@@ -133,7 +138,7 @@ def time_steps(
         if FORWARD in cases:
             ours[FORWARD] = ((PLAIN,), lambda: transformer(*inputs))
         for step in steps[: len(stepped)]:
-            ours[case_of(step.stage)] = (step.stage.guidance.passes(0), step.take)
+            ours[case_of(step.stage)] = (step.passes, step.take)
         theirs = {name: functools.partial(peer, *inputs) for name, peer in peers.items()}
         differences = _differences(transformer, peers, inputs, conditions.log)
         calls = {case: call for case, (_, call) in ours.items()}

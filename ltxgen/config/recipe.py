@@ -240,6 +240,8 @@ class Recipe:
 def parse_recipe(config: Mapping[str, Any]) -> Recipe:
     """Validate a composed config; `Refusal` with every problem at once."""
     problems: list[Problem] = []
+    if isinstance(config.get("stages"), Mapping):
+        config = {**config, "stages": _without_left_out(config["stages"])}
     recipe = parse(Recipe, config, "", problems)
     # Rules over sound values are checked also when something elsewhere is not sound, so that one message holds all.
     request = config.get("request")
@@ -259,6 +261,17 @@ def parse_recipe(config: Mapping[str, Any]) -> Recipe:
         raise Refusal(problems)
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def _without_left_out(stages: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The stages that are not null. An upscaler whose reader is left out is left out with it."""
+    kept = {name: stage for name, stage in stages.items() if stage is not None}
+    if len(kept) == len(stages):
+        return kept
+    mappings = {name: stage for name, stage in kept.items() if isinstance(stage, Mapping)}
+    read = {stage.get("video") for stage in mappings.values()}
+    upscalers = {name for name, stage in mappings.items() if stage.get("kind") == "upsample"}
+    return {name: stage for name, stage in kept.items() if name not in upscalers or f"{name}.video" in read}
 
 
 def _frame_problems(num_frames: int) -> list[Problem]:

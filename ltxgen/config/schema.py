@@ -131,12 +131,14 @@ def _parse_component(group: str, value: object, path: str, problems: list[Proble
 
 
 def _parse_union(arguments: tuple[Any, ...], value: object, path: str, problems: list[Problem]) -> Any:
-    """`X | None`, or words and a mapping: `Literal["auto"] | SomeConfig`, with or without None."""
+    """`X | None`, or words and a mapping or number: `Literal["auto"] | SomeConfig`, with or without None."""
     if value is None and type(None) in arguments:
         return None
     hints = [argument for argument in arguments if argument is not type(None)]
     if len(hints) > 1:
         hints = [hint for hint in hints if dataclasses.is_dataclass(hint) == isinstance(value, Mapping)]
+    if len(hints) > 1:
+        hints = [hint for hint in hints if (typing.get_origin(hint) is Literal) == isinstance(value, str)]
     (hint,) = hints
     return parse_value(hint, value, path, problems)
 

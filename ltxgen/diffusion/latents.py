@@ -116,9 +116,10 @@ def apply_noise(state: LatentState, noise: Tensor, scale: float, numerics: Numer
 
 
 def blend_clean(x0: Tensor, state: LatentState) -> Tensor:
-    """A prediction x0 (B, T, C) with the given tokens put back by the mask."""
+    """A prediction x0 (B, T, C) with the given tokens put back by the mask. Keeps a dtype wider than fp32."""
     mask = state.denoise_mask
-    return (x0.float() * mask + state.clean.float() * (1 - mask)).to(x0.dtype)
+    generated = x0.to(torch.promote_types(x0.dtype, mask.dtype))
+    return (generated * mask + state.clean.float() * (1 - mask)).to(x0.dtype)
 
 
 def to_denoised(latents: Tensor, velocity: Tensor, timesteps: Tensor) -> Tensor:

@@ -25,8 +25,9 @@ class NoiseState:
 class NoiseSource:
     """Standard normal noise in `dtype` on `device`.
 
-    `draw_on="cpu"` draws fp32 on the CPU, rounds and moves: a seed means the same video on any device. `"device"` draws
-    in `dtype` on `device`, as the official pipelines do: a seed means the same video as theirs on the same device.
+    `draw_on="cpu"` draws on the CPU, in fp32 or `dtype` if that is wider, rounds and moves: a seed means the same video
+    on any device. `"device"` draws in `dtype` on `device`, as the official pipelines do: a seed means the same video as
+    theirs on the same device.
     """
 
     def __init__(
@@ -51,6 +52,10 @@ class NoiseSource:
         source.restore(state)
         return source
 
+    def seeded(self, seed: int, dtype: torch.dtype) -> NoiseSource:
+        """A source of its own that draws where this one does. The seed may be negative."""
+        return NoiseSource(seed, device=self.device, dtype=dtype, draw_on=self.draw_on)
+
     def state(self) -> NoiseState:
         return NoiseState(self.draw_on, self._generator.get_state())
 
@@ -62,6 +67,7 @@ class NoiseSource:
     def draw(self, shape: Sequence[int]) -> Tensor:
         """The next draw."""
         if self.draw_on == "cpu":
-            noise = torch.randn(tuple(shape), generator=self._generator, dtype=torch.float32)
+            drawn = torch.promote_types(self.dtype, torch.float32)
+            noise = torch.randn(tuple(shape), generator=self._generator, dtype=drawn)
             return noise.to(self.dtype).to(self.device)
         return torch.randn(tuple(shape), generator=self._generator, dtype=self.dtype, device=self.device)

@@ -71,7 +71,6 @@ class MultimodalConfig:
         return MultimodalGuidance(self.video, self.audio, numerics.guidance_dtype)
 
     def problems(self, path: str, num_blocks: int) -> list[Problem]:
-        """What doesn't fit a transformer of `num_blocks` blocks; `path` is where this config stands."""
         problems = []
         for name, modality in (("video", self.video), ("audio", self.audio)):
             where = f"{path}.{name}.stg_blocks"
@@ -85,11 +84,21 @@ class MultimodalConfig:
 
 @dataclass(frozen=True)
 class MultimodalGuidance:
-    """Up to four passes a step, one where all scales are neutral. Combines in `dtype`, None is the predictions' own."""
+    """Up to four passes a step, one where all scales are neutral. Combines in `dtype`, None is the predictions' own.
+
+    The same at every noise level.
+    """
 
     video: ModalityGuidance
     audio: ModalityGuidance
     dtype: torch.dtype | None
+
+    @property
+    def every(self) -> Sequence[MultimodalGuidance]:
+        return (self,)
+
+    def at(self, sigma: float) -> MultimodalGuidance:
+        return self
 
     def passes(self, step: int) -> list[Pass]:
         """Text, then what the modalities predicted in this step ask for; nothing if both sit out."""
@@ -106,9 +115,6 @@ class MultimodalGuidance:
             Pass("isolated", "positive", Perturbation(isolate_modalities=True), enabled),
         )
         return [each for each in every if each.name in asked]
-
-    def num_passes(self, step: int = 0) -> int:
-        return len(self.passes(step))
 
     def combine(self, results: Sequence[Pair[Tensor]], step: int, previous: Pair[Tensor] | None = None) -> Pair[Tensor]:
         """Guided x0 from the results of `passes(step)`, in the predictions' dtype."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ltxgen.config.errors import Problem
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.guidance.multimodal import MultimodalConfig, MultimodalGuidance
 from ltxgen.registry import register
@@ -16,3 +17,6 @@ class NoneConfig:
 
     def build(self, numerics: Numerics) -> MultimodalGuidance:
         return MultimodalConfig().build(numerics)
+
+    def problems(self, path: str, num_blocks: int) -> list[Problem]:
+        return []

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from ltxgen.config.errors import Problem
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import Perturbation
@@ -27,20 +28,36 @@ class Pass:
 
 
 class Guidance(Protocol):
-    """Every pass of a step sees the same latents and timesteps. Stateless: the caller keeps the last prediction."""
+    """The guidance of one noise level. Every pass of a step sees the same latents and timesteps. Stateless: the caller
+    keeps the last prediction."""
 
     def passes(self, step: int) -> list[Pass]:
         """The passes of a step (counted from 0), in the order their results are combined; may be empty."""
         ...
-
-    def num_passes(self, step: int = 0) -> int: ...
 
     def combine(self, results: Sequence[Pair[Tensor]], step: int, previous: Pair[Tensor] | None = None) -> Pair[Tensor]:
         """Guided x0 from the passes' x0 (B, T, C), and from the last guided x0 for a modality that sits out."""
         ...
 
 
+class GuidanceByLevel(Protocol):
+    """The guidance of a whole stage."""
+
+    @property
+    def every(self) -> Sequence[Guidance]:
+        """All that may apply at some noise level."""
+        ...
+
+    def at(self, sigma: float) -> Guidance:
+        """What applies to a step that starts at `sigma`."""
+        ...
+
+
 class GuidanceConfig(Protocol):
     """A guidance's YAML."""
 
-    def build(self, numerics: Numerics) -> Guidance: ...
+    def build(self, numerics: Numerics) -> GuidanceByLevel: ...
+
+    def problems(self, path: str, num_blocks: int) -> list[Problem]:
+        """What doesn't fit a transformer of `num_blocks` blocks; `path` is where this config stands."""
+        ...

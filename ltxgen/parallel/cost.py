@@ -8,6 +8,7 @@ count for what they take beyond it; the rest of the exchanges is waited for.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,11 @@ USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator'
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage asks of the transformer: the passes of each step, tokens of one sample, and the attention roles that
-    get a mask."""
+    """What a stage asks of the transformer: the passes of each evaluation, tokens of one sample, and the attention
+    roles that get a mask.
+
+    Most samplers evaluate once a step. Where guidance skips, an evaluation has no pass.
+    """
 
     steps: Sequence[Sequence[GuidedPass]]
     tokens: Pair[int]
@@ -70,9 +74,13 @@ class CostModel:
 
     def run_seconds(self, shape: MeshShape, sharded: bool = False) -> float:
         """All steps of all stages, each with the same ranks in the shape that suits it."""
+        return sum(self.stage_seconds(work, self.stage_shape(work, shape), sharded) for work in self.stages.values())
+
+    def stage_seconds(self, work: Work, shape: MeshShape, sharded: bool = False) -> float:
+        """All steps of a stage whose ranks lie in `shape`."""
+        alike = Counter(tuple(passes) for passes in work.steps if passes)
         return sum(
-            len(work.steps) * self.step(work, self.stage_shape(work, shape), sharded).seconds
-            for work in self.stages.values()
+            count * self.step(Work([passes], work.tokens), shape, sharded).seconds for passes, count in alike.items()
         )
 
     def stage_shape(self, work: Work, shape: MeshShape) -> MeshShape:

@@ -63,7 +63,7 @@ class ParallelPlan:
         shape = self.cost.stage_shape(work, self.shape)
         step = self.cost.step(work, shape, self.choice.sharded)
         exchange = f" ({step.exchange:.3f} s of it waiting for exchanges)" if shape.num_ranks > 1 else ""
-        whole = step.seconds * len(work.steps)
+        whole = self.cost.stage_seconds(work, shape, self.choice.sharded)
         each = f"{step.seconds:.3f} s a step{exchange}, {whole:.1f} s for {len(work.steps)}"
         return f"{name} on {shape}: {each}, predicted for {self.cost.hardware.name}"
 

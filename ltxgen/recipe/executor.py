@@ -97,7 +97,8 @@ def wiring_problems(stages: Mapping[str, Stage], given: Sequence[str]) -> list[P
         for wanted in stage.reads:
             if wanted not in known:
                 message = (
-                    f"no earlier stage writes what it reads; written so far: {', '.join(sorted(known)) or 'nothing'}"
+                    f"no earlier stage writes what it reads; written so far: {', '.join(sorted(known)) or 'nothing'}; "
+                    f"have it read one of these, or leave it out with stages.{name}=null"
                 )
                 problems.append(Problem(f"stages.{name}", wanted, message))
         known.update(stage.writes)

@@ -33,6 +33,7 @@ from ltxgen.models.transformer.graphs import GRAPHED_TOKENS
 from ltxgen.parallel.cost import TEXT_TOKENS, Work
 from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
+from ltxgen.recipe.distilled import undistilled
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.forecast import MemoryPlan, Room, choose_policy
 from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
@@ -41,7 +42,7 @@ from ltxgen.recipe.parts import KNOWN_LORAS, lora_artifact
 from ltxgen.recipe.precision import precision_notes, precision_problems
 from ltxgen.recipe.sizes import with_source_sizes
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype, resolve_kernels
-from ltxgen.stage.denoise import NOISE
+from ltxgen.stage.denoise import NOISE, DenoiseConfig
 from ltxgen.stage.protocol import Setting, Stage, request_fields, setting_for
 
 
@@ -136,6 +137,9 @@ def make_plan(
     checkpoint, sharded = resolution.artifacts.get("checkpoint"), parallel is not None and parallel.sharded_weights
     problems += precision_problems(float8, checkpoint, device, dtype, sharded)
     notes += precision_notes(checkpoint, options, dtype)
+    unfit, told = undistilled(recipe, checkpoint)
+    problems += unfit
+    notes += told
     checked = _check(Files.of(resolution.artifacts), component_names(stages), options)
     problems += checked.problems
 
@@ -178,7 +182,12 @@ def _check(files: Files, components: tuple[str, ...], options: BuildOptions) -> 
 
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
-    return {name: config.build(name, setting_for(config, setting)) for name, config in recipe.stages.items()}
+    stages: dict[str, Stage] = {}
+    denoised: tuple[str, ...] = ()
+    for name, config in recipe.stages.items():
+        stages[name] = config.build(name, setting_for(config, dataclasses.replace(setting, denoised=denoised)))
+        denoised += (name,) if isinstance(config, DenoiseConfig) else ()
+    return stages
 
 
 def _inferred(stages: Mapping[str, Stage]) -> list[Problem]:

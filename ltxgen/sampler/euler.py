@@ -6,6 +6,7 @@ each rounded to the run's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -13,9 +14,10 @@ from itertools import pairwise
 from torch import Tensor
 
 from ltxgen.diffusion.latents import LatentState, blend_clean, to_velocity
+from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.diffusion.pair import Pair
 from ltxgen.registry import register
-from ltxgen.sampler.protocol import Denoise, Memory, OnStep
+from ltxgen.sampler.protocol import Denoise, Evaluation, Memory, OnStep, one_a_step
 
 
 @register("sampler", "euler")
@@ -30,14 +32,15 @@ class EulerConfig:
 class Euler:
     """x at the next sigma = x + v·(next sigma - sigma), with v towards the predicted x0."""
 
-    def num_evaluations(self, num_steps: int) -> int:
-        return num_steps
+    def evaluations(self, sigmas: Sequence[float]) -> Sequence[Evaluation]:
+        return one_a_step(sigmas)
 
     def sample(
         self,
         states: Pair[LatentState],
         sigmas: Tensor,
         denoise: Denoise,
+        noise: NoiseSource,
         on_step: OnStep | None = None,
         *,
         start: int = 0,
@@ -46,8 +49,6 @@ class Euler:
         for step, (sigma, next_sigma) in enumerate(pairwise(sigmas.tolist()[start:]), start):
             x0 = denoise(states, sigma, step)
             states = states.map(partial(_advance, sigma=sigma, next_sigma=next_sigma), x0)
-            if on_step is not None:
-                on_step(step, states)
         return states
 
 

@@ -19,7 +19,8 @@ ACTIVATION_COPIES = 6
 @register("stage", "decode_audio")
 @dataclass(frozen=True)
 class DecodeAudioConfig:
-    """`source` names the denoise stage whose sound is kept; null lets `runtime.numerics` choose (base or refine)."""
+    """`source` names the denoise stage whose sound is kept, or is `last`; null lets `runtime.numerics` choose (base or
+    refine, where the recipe has them)."""
 
     request_fields: ClassVar = ("num_frames", "fps")
 
@@ -39,6 +40,8 @@ class DecodeAudio:
 
     def __init__(self, config: DecodeAudioConfig, name: str, setting: Setting) -> None:
         self.source = config.source or setting.numerics.decoded_audio
+        if self.source == "last" or (config.source is None and self.source not in setting.denoised):
+            self.source = setting.last_denoised
         self.reads = (f"{self.source}.audio",)
         self.writes = (f"{name}.waveform",)
         vocoder_dtype = setting.numerics.vocoder_dtype or setting.dtype

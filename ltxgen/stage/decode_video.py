@@ -58,14 +58,15 @@ class TilingConfig:
 @register("stage", "decode_video")
 @dataclass(frozen=True)
 class DecodeVideoConfig:
-    """Which latent is decoded; `tiling: null` decodes in one piece, `auto` in tiles that fit a GPU's memory.
+    """Which latent is decoded; null is that of the last denoise stage.
 
-    `kernels`: `plain` layers, or `fused` ones for GPUs, or `auto`, which takes the fused ones where they run.
+    `tiling: null` decodes in one piece, `auto` in tiles that fit a GPU's memory. `kernels`: `plain` layers, or `fused`
+    ones for GPUs, or `auto`, which takes the fused ones where they run.
     """
 
     request_fields: ClassVar = ()
 
-    video: str
+    video: str | None = None
     tiling: Literal["auto"] | TilingConfig | None = None
     kernels: Kernels = "auto"
 
@@ -87,12 +88,13 @@ class DecodeVideo:
         self.setting = setting
         self.size: Sequence[int] | None = None  # of the latent, which `infer` is told
         self.tiling: Tiling | Literal["auto"] | None = "auto"  # until `infer`, or until the run where memory decides
-        self.reads = (config.video,)
+        self.source = config.video or f"{setting.last_denoised}.video"
+        self.reads = (self.source,)
         self.writes = (f"{name}.frames",)
         self.parts = (PartRequest("video_decoder", setting.dtype),)
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
-        self.size = shapes.get(self.config.video)
+        self.size = shapes.get(self.source)
         where = f"stages.{self.name}"
         problems = []
         try:
@@ -130,7 +132,7 @@ class DecodeVideo:
         return described
 
     def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
-        latents: Tensor = state[self.config.video]
+        latents: Tensor = state[self.source]
         assert self.setting.parallel is not None, "a plan that can run knows its ranks"
         decoder, cost = decoder_for(parts["video_decoder"], latents, self.config.kernels)
         if self.tiling == "auto":

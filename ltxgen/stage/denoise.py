@@ -22,13 +22,17 @@ from ltxgen.diffusion.latents import LatentState, NoiseLevels, apply_noise, to_d
 from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.diffusion.pair import Pair
 from ltxgen.diffusion.positions import audio_positions, video_positions
-from ltxgen.diffusion.sigmas import MIN_STEPS, ltx_sigmas, sigmas_problem
-from ltxgen.guidance.protocol import Guidance, Pass
+from ltxgen.diffusion.sigmas import MIN_STEPS
+from ltxgen.guidance.protocol import GuidanceByLevel, Pass
 from ltxgen.models.transformer import ModalityInput, Transformer, TransformerConfig, TransformerPass, Velocities
 from ltxgen.models.transformer.graphs import graphed
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import StageParallel
 from ltxgen.registry import register
+from ltxgen.sampler.protocol import Evaluation
+from ltxgen.schedule.explicit import ExplicitConfig
+from ltxgen.schedule.ltx2 import Ltx2Config
+from ltxgen.schedule.protocol import Schedule
 from ltxgen.stage.checkpoints import Checkpoints
 from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Step
 
@@ -42,8 +46,9 @@ NOISE = "noise"  # the run's generator, which every denoise stage draws from in 
 @register("stage", "denoise")
 @dataclass(frozen=True)
 class DenoiseConfig:
-    """A schedule (`steps`, or `sigmas` themselves), a sampler, a guidance, LoRAs, and where to start from.
+    """A schedule, a sampler, a guidance, LoRAs, and where to start from.
 
+    `steps` are for a schedule of any number of them; `sigmas`, the noise levels themselves, take the schedule's place.
     `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
     from noise. `conditions` names what is known beforehand, in the order in which it applies; of references among it,
     `reference_attention` is how much they are attended to. `modalities` may be sound alone: the video half of the
@@ -57,6 +62,7 @@ class DenoiseConfig:
     guidance: Annotated[Any, Kind("guidance")]
     context: str
     scale: PositiveFraction = Fraction(1)
+    schedule: Annotated[Any, Kind("schedule")] = field(default_factory=Ltx2Config)
     steps: Steps | None = None
     sigmas: tuple[float, ...] | None = None
     loras: dict[str, float] = field(default_factory=dict)
@@ -89,17 +95,25 @@ class Denoise:
         self.parts = (PartRequest(self.transformer, setting.dtype, tuple(config.loras.items())),)
         # Whole pixels that stay whole latents: 32 at scale 1, 64 at 1/2, 48 at 2/3.
         self.size_multiple = (VideoGrid.spatial_factor / config.scale).numerator if self.has_video else 1
-        self.guidance: Guidance = config.guidance.build(setting.numerics)
+        self.schedule: Schedule = config.schedule if config.sigmas is None else ExplicitConfig(config.sigmas)
+        self.guidance: GuidanceByLevel = config.guidance.build(setting.numerics)
         self.sampler = config.sampler.build()
         self.appended = total_appended([])  # once `infer` knows
 
     @property
     def sigmas(self) -> Tensor:
-        """(steps + 1,) fp32 on the CPU."""
-        if self.config.sigmas is not None:
-            return torch.tensor(self.config.sigmas, dtype=torch.float32)
-        assert self.config.steps is not None, "infer refuses a stage without a schedule"
-        return ltx_sigmas(self.config.steps)
+        """(steps + 1,) fp32 on the CPU. ValueError where the schedule has none."""
+        return torch.tensor(self.schedule.levels(self.config.steps, self._num_tokens), dtype=torch.float32)
+
+    @property
+    def _num_tokens(self) -> int:
+        """Of the modality that the schedule goes by."""
+        return (self.video_grid if self.has_video else self.audio_grid).num_tokens
+
+    @property
+    def evaluations(self) -> Sequence[Evaluation]:
+        """The predictions that sampling takes. ValueError where the sampler can't step through the sigmas."""
+        return self.sampler.evaluations(self.sigmas.tolist())
 
     @property
     def grids(self) -> Pair[Any]:
@@ -115,12 +129,13 @@ class Denoise:
         return AudioGrid.from_video(self.setting.request.num_frames, self.setting.request.fps)
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
-        problems = [*self._schedule_problems(), *self._guidance_problems(shapes)]
+        problems = [*self._step_problems(), *self._guidance_problems(shapes)]
         self.appended = total_appended([shapes[name] for name in self.config.conditions if name in shapes])
         problems += self._reference_problems(shapes)
         request = self.setting.request
         if request.height % self.size_multiple or request.width % self.size_multiple:
             return problems  # the plan says so, once for all stages
+        problems += self._schedule_problems()
         if self.has_video:
             problems += self._video_problems(shapes)
         if self.audio_grid.frames < 1:
@@ -160,16 +175,16 @@ class Denoise:
         }
         parallel = self.setting.parallel
         if parallel is not None and parallel.shape.num_ranks > 1:
-            traffic = parallel.traffic(self.guidance.passes(0), work.tokens, self.setting.dtype.itemsize)
+            traffic = parallel.traffic(max(work.steps, key=len), work.tokens, self.setting.dtype.itemsize)
             described["mesh"] = str(parallel.stage_shape(self.num_passes))
             described["received bytes a step and rank"] = traffic.by_kind
         return described
 
     @property
     def work(self) -> Work | None:
-        if self._schedule_problems():
+        if self._step_problems() or self._schedule_problems():
             return None
-        steps = tuple(self.guidance.passes(step) for step in range(len(self.sigmas) - 1))
+        steps = tuple(self.guidance.at(sigma).passes(step) for sigma, step in self.evaluations)
         tokens = self.grids.map(lambda grid, more: grid.num_tokens + more.tokens, self.appended)
         is_masked = self.appended.map(
             lambda more: more.attention is not None and more.attention * self.config.reference_attention < 1
@@ -179,8 +194,8 @@ class Denoise:
 
     @property
     def num_passes(self) -> int:
-        """The most passes that a step has: those of the first, in which no modality sits out."""
-        return len(self.guidance.passes(0))
+        """The most passes that a step may have: in one numbered 0 no modality sits out."""
+        return max(len(guidance.passes(0)) for guidance in self.guidance.every)
 
     def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
         sigmas = self.sigmas
@@ -189,7 +204,7 @@ class Denoise:
         assert self.setting.parallel is not None, "a plan that can run knows its ranks"
         parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type)
         denoiser = Denoiser(self, parallel, parts[self.transformer], state[self.config.context], states, context)
-        context.progress.begin(self.sampler.num_evaluations(len(sigmas) - 1))
+        context.progress.begin(len(self.evaluations))
         final = self._sample(states, sigmas, denoiser, state[NOISE], context)
         latents = self._latents(final)
         written = {f"{self.name}.{modality}": value for modality, value in vars(latents).items() if value is not None}
@@ -209,19 +224,19 @@ class Denoise:
         tell = None if context.stepped is None else partial(self._tell_step, context.stepped, denoiser)
         every, num_steps = self.config.checkpoint_every, len(sigmas) - 1
         if every is None or context.steps is None:
-            return self.sampler.sample(states, sigmas, denoiser, tell)
+            return self.sampler.sample(states, sigmas, denoiser, noise, tell)
         checkpoints = Checkpoints(every, context.steps, num_steps, denoiser, noise)
         states, resumed = checkpoints.resume(states)
         if resumed:
             context.report("resumed after step", resumed["start"])
-            context.progress.advance(self.sampler.num_evaluations(resumed["start"]))
+            context.progress.advance(denoiser.calls)
 
         def on_step(step: int, states: Pair[LatentState], memory: Mapping[str, Tensor] | None = None) -> None:
             checkpoints(step, states, memory)
             if tell is not None:
                 tell(step, states)
 
-        return self.sampler.sample(states, sigmas, denoiser, on_step, **resumed)
+        return self.sampler.sample(states, sigmas, denoiser, noise, on_step, **resumed)
 
     def _latents(self, states: Pair[LatentState]) -> Pair[Tensor]:
         return self.grids.map(lambda grid, state: grid.unpatchify(state.result), states)
@@ -266,12 +281,37 @@ class Denoise:
         video = start_video() if self.has_video else None
         return Pair(video, start("audio", self.audio_grid, self.config.audio, audio_positions(self.audio_grid)))
 
+    def _step_problems(self) -> list[Problem]:
+        """Of what says how many steps there are."""
+        where, config = f"stages.{self.name}", self.config
+        if config.sigmas is not None and config.steps is None:
+            return []
+        if config.sigmas is not None or (self.schedule.takes_steps and config.steps is None):
+            return [Problem(f"{where}.steps", config.steps, f"set either it or {where}.sigmas, the other to null")]
+        if not self.schedule.takes_steps and config.steps is not None:
+            message = (
+                f"the schedule `{config.schedule.kind}` has its own steps; set it to null, or take one of any number "
+                f"with schedule@{where}.schedule=ltx2"
+            )
+            return [Problem(f"{where}.steps", config.steps, message)]
+        return []
+
     def _schedule_problems(self) -> list[Problem]:
-        where = f"stages.{self.name}"
-        if (self.config.steps is None) == (self.config.sigmas is None):
-            return [Problem(f"{where}.steps", self.config.steps, f"set either it or {where}.sigmas, the other to null")]
-        wrong = self.config.sigmas is not None and sigmas_problem(self.config.sigmas)
-        return [Problem(f"{where}.sigmas", list(self.config.sigmas or ()), wrong)] if wrong else []
+        """Of the noise levels, for a request whose sizes fit."""
+        if self._step_problems():
+            return []
+        where, config = f"stages.{self.name}", self.config
+        try:
+            sigmas = self.sigmas
+        except ValueError as error:
+            if config.sigmas is None:
+                return [Problem(f"{where}.schedule", config.schedule.kind, str(error))]
+            return [Problem(f"{where}.sigmas", list(config.sigmas), str(error))]
+        try:
+            self.sampler.evaluations(sigmas.tolist())
+        except ValueError as error:
+            return [Problem(f"{where}.sampler", config.sampler.kind, f"{error}; the sigmas are {sigmas.tolist()}")]
+        return []
 
     def _reference_problems(self, shapes: Mapping[str, Any]) -> list[Problem]:
         """An IC-LoRA and references go together."""
@@ -291,19 +331,20 @@ class Denoise:
         return []
 
     def _guidance_problems(self, shapes: Mapping[str, Any]) -> list[Problem]:
-        passes = self.guidance.passes(0)
+        passes = [each for guidance in self.guidance.every for each in guidance.passes(0)]
         where = f"stages.{self.name}.guidance"
         problems = []
         known = shapes.get(self.config.context, ())
         if known and any(each.context not in known for each in passes):
-            problems.append(Problem(where, MISSING, "needs the negative prompt, which the prompt stage leaves out"))
+            message = "needs the negative prompt, which the prompt stage leaves out; set its `negative` to true"
+            problems.append(Problem(where, MISSING, message))
         if known and self.has_video and "video" not in known:
             message = "holds no prompt for video; set video: true in the stage that encodes it"
             problems.append(Problem(f"stages.{self.name}.context", self.config.context, message))
         checkpoint = self.setting.artifacts.get("checkpoint")
         if checkpoint is None:
             return problems
-        if checkpoint.is_distilled and len(passes) > 1:
+        if checkpoint.is_distilled and self.num_passes > 1:
             message = (
                 f"{checkpoint.file} is distilled and runs without guidance, which would add grain; use the dev "
                 "checkpoint, or guidance `none` in this stage"
@@ -313,7 +354,7 @@ class Denoise:
             num_blocks = TransformerConfig.from_metadata(checkpoint.config).num_layers
         except (BadFile, ValueError):
             return problems  # the checkpoint's own check says what is wrong with it
-        return problems + (self.config.guidance.problems(where, num_blocks) if len(passes) > 1 else [])
+        return problems + (self.config.guidance.problems(where, num_blocks) if self.num_passes > 1 else [])
 
 
 class Denoiser:
@@ -342,14 +383,15 @@ class Denoiser:
         self.levels = states.map(lambda state: NoiseLevels.of(state.denoise_mask))
 
     def __call__(self, states: Pair[LatentState], sigma: float, step: int) -> Pair[Tensor]:
-        passes = self.guidance.passes(step)
+        guidance = self.guidance.at(sigma)
+        passes = guidance.passes(step)
         self.context.progress.note(", ".join(each.name for each in passes))
         like = states.map(lambda state: state.latents)
         results = self.parallel.predict_passes(passes, partial(self._predict, states, sigma), like)
         if self.calls == 0:
             for number, x0 in enumerate(results):
                 self._record(f"call000.forward{number}", x0)
-        guided = self.guidance.combine(results, step, self.previous)
+        guided = guidance.combine(results, step, self.previous)
         self._record(f"call{self.calls:03d}.x0", guided)
         if guided.video is not None and states.video is not None:
             tokens = guided.video[:, : states.video.num_generated]

@@ -39,6 +39,7 @@ class Setting:
     `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Stages
     ask for the files, and what they then know of their work decides about the ranks: a plan builds its stages anew each
     time that it knows more. Denoising steps of up to `graphed_tokens` video tokens are recorded as CUDA graphs.
+    `denoised` names the denoise stages before this one.
     """
 
     request: Request
@@ -48,6 +49,12 @@ class Setting:
     artifacts: Mapping[str, ResolvedArtifact] = field(default_factory=dict)
     parallel: ParallelPlan | None = None
     graphed_tokens: int = 0
+    denoised: tuple[str, ...] = ()
+
+    @property
+    def last_denoised(self) -> str:
+        """The stage whose latents are decoded unless a recipe names another."""
+        return self.denoised[-1] if self.denoised else "base"  # which the wiring then misses
 
 
 def request_fields(config: Any) -> tuple[str, ...]:

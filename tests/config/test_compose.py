@@ -209,7 +209,7 @@ def test_in_a_sweep_commas_separate():
         ("=3", "command line = =3: an override reads key=value"),
         (
             "guidance@stages.base.guidance=nine",
-            "guidance@stages.base.guidance = nine: no such choice; there are ltx23",
+            "guidance@stages.base.guidance = nine: no such choice; there are by_sigma, ltx23, ltx23_hq, none",
         ),
     ],
 )

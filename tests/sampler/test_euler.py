@@ -5,9 +5,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ltxgen.diffusion import LatentState, Pair, ltx_sigmas
+from ltxgen.diffusion import LatentState, NoiseSource, Pair, ltx_sigmas
 from ltxgen.registry import config_of
 from ltxgen.sampler.euler import Euler, EulerConfig, euler_step
+
+NOISE = NoiseSource(0)
 
 
 def random_state(num_tokens=16, dtype=torch.float32, seed=0) -> LatentState:
@@ -62,26 +64,24 @@ def test_whole_run_agrees_with_diffusers_in_fp32():
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
         x0 = torch.tanh(expected)
         expected = scheduler.step((expected - x0) / sigma, timestep, expected).prev_sample
-    final = Euler().sample(Pair(state, None), ltx_sigmas(steps), predicting(torch.tanh))
+    final = Euler().sample(Pair(state, None), ltx_sigmas(steps), predicting(torch.tanh), NOISE)
     torch.testing.assert_close(final.video.latents, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_both_modalities_step_together():
     video, audio = random_state(16, torch.bfloat16), random_state(5, torch.bfloat16, seed=1)
-    calls, seen = [], []
+    calls = []
 
     def denoise(states, sigma, step):
         calls.append((step, sigma))
         return states.map(lambda state: state.latents * 0.5)
 
     sigmas = torch.tensor([0.909375, 0.725, 0.421875, 0.0])
-    together = Euler().sample(Pair(video, audio), sigmas, denoise, lambda step, states: seen.append((step, states)))
+    together = Euler().sample(Pair(video, audio), sigmas, denoise, NOISE)
     assert calls == list(enumerate(sigmas[:-1].tolist()))
-    assert [step for step, _ in seen] == [0, 1, 2]
-    assert seen[-1][1] is together
     assert together.video.latents.dtype == torch.bfloat16
     for alone in (Pair(video, None), Pair(None, audio)):
-        final = Euler().sample(alone, sigmas, denoise)
+        final = Euler().sample(alone, sigmas, denoise, NOISE)
         for modality in ("video", "audio"):
             if getattr(alone, modality) is None:
                 assert getattr(final, modality) is None
@@ -95,7 +95,8 @@ def test_given_tokens_stay_clean_whatever_is_predicted(dtype):
     mask = state.denoise_mask.clone()
     mask[:, :4] = 0
     state = state.with_(denoise_mask=mask)
-    final = Euler().sample(Pair(state, None), ltx_sigmas(4), predicting(lambda latents: torch.full_like(latents, 9.0)))
+    nine = predicting(lambda latents: torch.full_like(latents, 9.0))
+    final = Euler().sample(Pair(state, None), ltx_sigmas(4), nine, NOISE)
     assert torch.equal(final.video.latents[:, :4], state.clean[:, :4])
     torch.testing.assert_close(final.video.latents[:, 4:], torch.full((1, 12, 8), 9.0, dtype=dtype), rtol=0, atol=0.1)
 
@@ -103,9 +104,9 @@ def test_given_tokens_stay_clean_whatever_is_predicted(dtype):
 def test_a_partly_given_token_lands_between():
     state = random_state()
     state = state.with_(denoise_mask=torch.full_like(state.denoise_mask, 0.25))
-    final = Euler().sample(Pair(state, None), ltx_sigmas(4), predicting(torch.zeros_like))
+    final = Euler().sample(Pair(state, None), ltx_sigmas(4), predicting(torch.zeros_like), NOISE)
     torch.testing.assert_close(final.video.latents, 0.75 * state.clean, rtol=1e-5, atol=1e-6)
 
 
 def test_one_evaluation_a_step():
-    assert Euler().num_evaluations(30) == 30
+    assert Euler().evaluations([0.9, 0.7, 0.4, 0.0]) == [(0.9, 0), (0.7, 1), (0.4, 2)]

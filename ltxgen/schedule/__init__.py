@@ -1,0 +1,1 @@
+"""Noise schedules, one kind a file, and the protocol they follow."""
