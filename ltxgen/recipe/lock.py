@@ -30,16 +30,14 @@ def recipe_text(
     composed: Mapping[str, Any], artifacts: Mapping[str, ResolvedArtifact], folder: Path | None = None
 ) -> str:
     """The locked recipe; with a `folder`, the request's files are copied there."""
-    kept = {key: value for key, value in composed.items() if key != "hydra"}
-    # A rerun gets a folder of its own; the rest is what this run was.
+    # A rerun gets a folder of its own and asks its machine's cache; the rest is what this run was.
+    kept = {key: value for key, value in composed.items() if key not in ("hydra", "cache")}
     locked = {
         **_literal(kept),
         "request": _literal(with_paths(kept["request"], _beside(folder))),
         "artifacts": _literal(_pinned(kept["artifacts"], artifacts)),
         "output": {**_literal(kept["output"]), "dir": "outputs/${name}/${now:%Y-%m-%d_%H-%M-%S}"},
     }
-    if "cache" in kept:
-        locked["cache"] = {**kept["cache"], "folder": None}  # of this machine
     text = yaml.safe_dump(locked, sort_keys=False, allow_unicode=True, width=120)
     return f"# @package _global_\n# ltxgen +recipe=PATH/recipe.yaml\n{text}"
 

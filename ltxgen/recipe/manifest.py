@@ -14,34 +14,9 @@ from ltxgen.runtime.environment import versions
 
 
 def write_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: float, path: Path) -> None:
-    manifest = make_manifest(plan, records, seconds)
-    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def make_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: float) -> dict[str, Any]:
-    """Versions, device, artifacts with hashes, seed, and each stage's schedule, passes, seconds and peak memory."""
-    request = plan.recipe.request
-    return {
-        "recipe": plan.recipe.name,
-        "versions": versions(plan.device),
-        "runtime": {
-            "device": str(plan.device),
-            "dtype": str(plan.dtype).removeprefix("torch."),
-            "numerics": plan.numerics.name,
-            "noise": plan.recipe.runtime.noise,
-            "precision": plan.recipe.precision.kind,
-            "kernels": "fused" if plan.fused else "plain",
-            "compile": "blocks" if plan.compiles else "none",
-            "memory": plan.memory.forecast.policy if plan.memory else None,
-        },
-        "request": {
-            "seed": request.seed,
-            "height": request.height,
-            "width": request.width,
-            "num_frames": request.num_frames,
-            "fps": str(request.fps),
-        },
-        "artifacts": {name: _artifact(artifact) for name, artifact in plan.artifacts.items()},
+    """What the run was made from, and each stage's schedule, passes, seconds and peak memory."""
+    manifest = {
+        **made_from(plan),
         "stages": {
             name: {
                 **record.details,
@@ -55,6 +30,36 @@ def make_manifest(plan: Plan, records: Mapping[str, StageRecord], seconds: float
         },
         "seconds": round(seconds, 3),
         "notes": list(plan.notes),
+    }
+    for name, artifact in plan.artifacts.items():
+        manifest["artifacts"][name]["why"] = artifact.reason
+    manifest["runtime"]["memory"] = plan.memory.forecast.policy if plan.memory else None
+    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def made_from(plan: Plan) -> dict[str, Any]:
+    """Versions, device, artifacts with hashes, seed and sizes: equal for runs that give the same result."""
+    request = plan.recipe.request
+    return {
+        "recipe": plan.recipe.name,
+        "versions": versions(plan.device),
+        "runtime": {
+            "device": str(plan.device),
+            "dtype": str(plan.dtype).removeprefix("torch."),
+            "numerics": plan.numerics.name,
+            "noise": plan.recipe.runtime.noise,
+            "precision": plan.recipe.precision.kind,
+            "kernels": "fused" if plan.fused else "plain",
+            "compile": "blocks" if plan.compiles else "none",
+        },
+        "request": {
+            "seed": request.seed,
+            "height": request.height,
+            "width": request.width,
+            "num_frames": request.num_frames,
+            "fps": str(request.fps),
+        },
+        "artifacts": {name: _artifact(artifact) for name, artifact in plan.artifacts.items()},
     }
 
 
@@ -73,5 +78,4 @@ def _artifact(artifact: ResolvedArtifact) -> dict[str, Any]:
         "revision": artifact.revision,
         "bytes": artifact.size,
         "sha256": artifact.sha256,
-        "why": artifact.reason,
     }

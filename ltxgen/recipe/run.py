@@ -32,7 +32,7 @@ from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.cache import open_cache
 from ltxgen.recipe.executor import PartSource, StageExecutor
 from ltxgen.recipe.lock import recipe_text, write_recipe
-from ltxgen.recipe.manifest import make_manifest, write_manifest
+from ltxgen.recipe.manifest import made_from, write_manifest
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
 from ltxgen.recipe.resume import own_stages, resumable
@@ -119,9 +119,7 @@ def run_into(
     state = {NOISE: noise}
 
     def about() -> str:
-        done = {name: entry for name, entry in executor.records.items() if entry.seconds > 0}
-        manifest = make_manifest(plan, done, time.perf_counter() - started)
-        return Provenance(recipe_text(composed, plan.artifacts), manifest).as_comment()
+        return Provenance(recipe_text(composed, plan.artifacts), made_from(plan)).as_comment()
 
     with torch.inference_mode():
         outputs = open_cache(plan, state, ranks, progress.note, own_stages(Path(recipe.output.dir)))

@@ -62,7 +62,8 @@ def show_made(made: Provenance, console: Console) -> None:
         cells = [stage.get(key, "") for key in ("seconds", "load_seconds")] if isinstance(stage, Mapping) else ["", ""]
         source = stage.get("from", "run") if isinstance(stage, Mapping) else ""
         stages.add_row(*map(_plain, [name, *cells, source, format_bytes(peak) if isinstance(peak, int) else ""]))
-    console.print(stages)
+    if stages.row_count:  # a video, which has to be the same each time, holds none
+        console.print(stages)
     files = Table("artifact", "file", "from", "sha256")
     for name, artifact in _part(manifest, "artifacts").items():
         if isinstance(artifact, Mapping):
