@@ -105,7 +105,7 @@ def embedded_folder() -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
         raise EmbeddedModelError(
-            f"the embedded model can't be written to {parent} ({reason}): set LTXGEN_CACHE to a folder with 30 MB free"
+            f"the embedded model can't be written to {parent} ({reason}): set LTXGEN_CACHE to a folder with 50 MB free"
         ) from error
     return final
 
