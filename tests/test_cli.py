@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_an_unknown_command(run_ltxgen, tmp_path):
 def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
     shown = run_ltxgen("--help", cwd=tmp_path)
     assert shown.code == 0
-    assert "recipe: ltx23_two_stage" in shown.out
+    assert re.search(r"recipe: .*ltx23_two_stage", shown.out)
     assert "ltxgen is powered by Hydra" in shown.out
     job = run_ltxgen("--cfg", "job", RECIPE, "request.seed=5", "request.prompt=a, b", cwd=tmp_path)
     assert job.code == 0
@@ -88,7 +89,8 @@ def test_showing_a_config_that_cannot_be_composed(run_ltxgen, tmp_path):
 
 def test_ls(run_ltxgen, tmp_path):
     everything = run_ltxgen("ls", cwd=tmp_path).out.splitlines()
-    assert everything[0].split() == ["recipe:", "ltx23_two_stage"]
+    assert everything[0].startswith("recipe: ")
+    assert "ltx23_two_stage" in everything[0]
     assert any(line.split()[:1] == ["attention:"] and "sdpa" in line for line in everything)
     models = run_ltxgen("ls", "model", cwd=tmp_path)
     assert models.code == 0
@@ -121,7 +123,7 @@ def test_cp(run_ltxgen, tmp_path):
     [
         ((), "takes two names"),
         (("ltx23_two_stage",), "takes two names"),
-        (("ltx23_two_stag", "new"), "there are taken, ltx23_two_stage; did you mean 'ltx23_two_stage'?"),
+        (("ltx23_two_stag", "new"), "ltx23_two_stage_hq; did you mean 'ltx23_two_stage'?"),
         (("ltx23_two_stage", "taken"), "exists already"),
         (("ltx23_two_stage", "../outside"), "goes into ./recipes"),
         (("ltx23_two_stage", "a/b"), "goes into ./recipes"),
