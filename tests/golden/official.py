@@ -16,7 +16,8 @@ others. `compare` prints the relative L2 of every tensor that two folders share.
 `--numerics launch` is the installed code; its video positions are rounded to bfloat16, as they are in every official
 run of it (`--positions float32` gives what it does when the run's dtype is float32 all through). `--numerics current`
 is the same code with the later official choices patched in: float32 positions, own timesteps for the scale and shift
-of cross-attention, noising by two lerps, and in `two_stage` and `hq` sound decoded from the base stage.
+of cross-attention, noising by two lerps, a modality that skips a step left out of its negative pass as well, and in
+`two_stage` and `hq` sound decoded from the base stage.
 
 Beyond the names that issue 2 lists, `frames.tiled` holds the refined latent decoded in small tiles (case.json: tiling).
 """
@@ -128,7 +129,7 @@ def patched(
     from ltx_core.model.transformer import X0Model
     from ltx_core.model.transformer.transformer_args import MultiModalTransformerArgsPreprocessor
     from ltx_core.tools import VideoLatentTools
-    from ltx_pipelines.utils import model_ledger
+    from ltx_pipelines.utils import helpers, model_ledger
 
     def encode(original: Callable, *args: object, **kwargs: object) -> object:
         contexts = original(*args, **kwargs)
@@ -181,6 +182,15 @@ def patched(
         state = original(*args, **kwargs)
         return dataclasses.replace(state, positions=state.positions.to(positions))
 
+    skipping: dict[int, tuple[object, bool]] = {}  # by the state's id: the state, and whether it is enabled
+
+    def modality(original: Callable, state: object, *args: object, **kwargs: object) -> object:
+        """The negative pass doesn't say what is enabled: as in the positive pass of the same states before it."""
+        if "enabled" in kwargs:
+            skipping[id(state)] = (state, kwargs["enabled"])
+        _, enabled = skipping.get(id(state), (state, True))
+        return original(state, *args, **{**kwargs, "enabled": enabled})
+
     def own_timesteps(original: Callable, self: object, modality: object, cross_modality: object = None) -> object:
         prepared = original(self, modality, cross_modality)
         if cross_modality is None:
@@ -208,6 +218,7 @@ def patched(
             if hasattr(owner, name):
                 stack.enter_context(wrap(owner, name, wrapper))
         if numerics == "current":
+            stack.enter_context(wrap(helpers, "modality_from_latent_state", modality))
             stack.enter_context(wrap(MultiModalTransformerArgsPreprocessor, "prepare", own_timesteps))
         for owner in (pipeline, fuse_loras):
             stack.enter_context(mock.patch.object(owner, "torch", Float32Torch()))
