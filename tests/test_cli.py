@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,8 +70,7 @@ def test_an_unknown_command(run_ltxgen, tmp_path):
 def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
     shown = run_ltxgen("--help", cwd=tmp_path)
     assert shown.code == 0
-    (recipes,) = (line for line in shown.out.splitlines() if line.startswith("recipe: "))
-    assert "ltx23_two_stage" in recipes
+    assert re.search(r"recipe: .*ltx23_two_stage", shown.out)
     assert "ltxgen is powered by Hydra" in shown.out
     job = run_ltxgen("--cfg", "job", RECIPE, "request.seed=5", "request.prompt=a, b", cwd=tmp_path)
     assert job.code == 0
@@ -113,7 +113,7 @@ def test_showing_a_config_that_cannot_be_composed(run_ltxgen, tmp_path):
 def test_ls(run_ltxgen, tmp_path):
     everything = run_ltxgen("ls", cwd=tmp_path).out.splitlines()
     assert everything[0].startswith("recipe: ")
-    assert "ltx23_two_stage" in " ".join(everything).replace(",", "").split()
+    assert "ltx23_two_stage" in everything[0]
     assert any(line.split()[:1] == ["attention:"] and "sdpa" in line for line in everything)
     models = run_ltxgen("ls", "model", cwd=tmp_path)
     assert models.code == 0

@@ -19,6 +19,7 @@ class Numerics:
     - `video_position_dtype`: of the video tokens' bounds; audio's are always fp32. bf16 is off by up to half a frame.
     - `cross_timestep`: whose timesteps modulate cross-modal attention, each token's own or the other modality's sigma.
     - `guidance_dtype`: in which guided predictions are combined; the result has the run's dtype either way.
+    - `skipped_passes`: from which passes of a step a modality that skips it is left out.
     - `noising`: how a token of partial strength is noised, see `ltxgen.diffusion.latents.apply_noise`.
     - `keyframe_span_frames`: how many frames an appended single-image token claims.
     - `vocoder_dtype`: of mel to waveform.
@@ -32,6 +33,7 @@ class Numerics:
     video_position_dtype: torch.dtype | None
     cross_timestep: Literal["own", "other"]
     guidance_dtype: torch.dtype | None
+    skipped_passes: Literal["all", "positive"]
     noising: Literal["lerp", "scaled"]
     keyframe_span_frames: int
     vocoder_dtype: torch.dtype | None
@@ -53,6 +55,7 @@ CURRENT = Numerics(
     video_position_dtype=torch.float32,
     cross_timestep="own",
     guidance_dtype=torch.float32,
+    skipped_passes="all",
     noising="lerp",
     keyframe_span_frames=1,
     vocoder_dtype=torch.float32,
@@ -73,6 +76,7 @@ LAUNCH = Numerics(
     video_position_dtype=None,
     cross_timestep="other",
     guidance_dtype=None,
+    skipped_passes="positive",
     noising="scaled",
     keyframe_span_frames=8,
     vocoder_dtype=None,

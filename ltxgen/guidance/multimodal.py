@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class MultimodalConfig:
     audio: ModalityGuidance = field(default_factory=ModalityGuidance)
 
     def build(self, numerics: Numerics) -> MultimodalGuidance:
-        return MultimodalGuidance(self.video, self.audio, numerics.guidance_dtype)
+        return MultimodalGuidance(self.video, self.audio, numerics.guidance_dtype, numerics.skipped_passes)
 
     def problems(self, path: str, num_blocks: int) -> list[Problem]:
         problems = []
@@ -92,6 +92,7 @@ class MultimodalGuidance:
     video: ModalityGuidance
     audio: ModalityGuidance
     dtype: torch.dtype | None
+    skipped_passes: Literal["all", "positive"] = "all"
 
     @property
     def every(self) -> Sequence[MultimodalGuidance]:
@@ -107,10 +108,11 @@ class MultimodalGuidance:
             return []
         enabled = Pair(not self.video.sits_out(step), not self.audio.sits_out(step))
         asked = {"text"}.union(*(modality.weights() for modality in predicted))
+        in_negative = enabled if self.skipped_passes == "all" else Pair(True, True)
         stg = Perturbation(self.video.perturbed_blocks(), self.audio.perturbed_blocks())
         every = (
             Pass("text", "positive", Perturbation(), enabled),
-            Pass("negative", "negative", Perturbation(), enabled),
+            Pass("negative", "negative", Perturbation(), in_negative),
             Pass("stg", "positive", stg, enabled),
             Pass("isolated", "positive", Perturbation(isolate_modalities=True), enabled),
         )

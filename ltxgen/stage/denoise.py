@@ -387,7 +387,7 @@ class Denoiser:
         passes = guidance.passes(step)
         self.context.progress.note(", ".join(each.name for each in passes))
         like = states.map(lambda state: state.latents)
-        results = self.parallel.predict_passes(passes, partial(self._predict, states, sigma), like)
+        results = self.parallel.predict_passes(passes, partial(self._predict, states, sigma, passes), like)
         if self.calls == 0:
             for number, x0 in enumerate(results):
                 self._record(f"call000.forward{number}", x0)
@@ -401,8 +401,24 @@ class Denoiser:
         self.context.progress.advance()
         return guided
 
-    def _predict(self, states: Pair[LatentState], sigma: float, passes: Sequence[Pass]) -> list[Pair[Tensor]]:
-        """The clean latents that each of `passes` predicts."""
+    def _predict(
+        self, states: Pair[LatentState], sigma: float, of_step: Sequence[Pass], passes: Sequence[Pass]
+    ) -> list[Pair[Tensor]]:
+        """The clean latents that each of `passes` predicts, this rank's `of_step`.
+
+        Passes with the same modalities run together. Where ranks gather weights from each other, all run each kind.
+        """
+        found: dict[Pass, Pair[Tensor]] = {}
+        for enabled in dict.fromkeys(each.enabled for each in of_step):
+            alike = [each for each in passes if each.enabled == enabled]
+            if not alike and self.parallel.sharded_weights:
+                alike = [next(each for each in of_step if each.enabled == enabled)]
+            if alike:
+                found |= zip(alike, self._predict_alike(states, sigma, alike), strict=True)
+        return [found[each] for each in passes]
+
+    def _predict_alike(self, states: Pair[LatentState], sigma: float, passes: Sequence[Pass]) -> list[Pair[Tensor]]:
+        """Of passes that leave out the same modality."""
         timesteps = self.levels.map(lambda levels: levels.timesteps(sigma))
 
         def level(state: LatentState) -> Tensor:

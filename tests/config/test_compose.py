@@ -221,8 +221,7 @@ def test_what_cannot_be_applied_is_named(word: str, message: str):
 
 def test_unknown_recipe():
     (text,) = refused("+recipe=ltx23_two_stag")
-    assert text.startswith("recipe = ltx23_two_stag: no such recipe; there are ltx23_")
-    assert "ltx23_two_stage" in text.partition("did you mean")[0]
+    assert text.startswith("recipe = ltx23_two_stag: no such recipe; there are ")
     assert text.endswith("did you mean 'ltx23_two_stage'?")
 
 
@@ -258,6 +257,7 @@ def test_groups_and_their_first_sentences(project):
     groups = compose.groups()
     assert next(iter(groups)) == "recipe"
     assert {"ltx23_two_stage", "own"} <= set(groups["recipe"])
+    assert groups["recipe"] == sorted(groups["recipe"])
     assert set(groups) >= {"request", "model", "artifacts", "parallel", "attention", "stage", "sampler", "guidance"}
     assert compose.first_comment("recipe", "own") == "Three words here."
     assert compose.first_comment("model", "ltx23") == "LTX-2.3, 22B: picture and sound."
