@@ -26,8 +26,9 @@ class Float8Source:
     """A component's tensors with the linear layers of `chosen` in fp8 and all others plain, however they are stored.
 
     A layer in fp8 has `weight` in e4m3 and `weight_scale` (N, 1) in fp32. They are made together, on the device
-    `made_on` or without one where they are read to: read the weight first and the scale as well. A file that stores layers in fp8 has chosen them: of these, `chosen` takes its own, and they
-    come as stored. Raises BadFile for a file whose fp8 can't be read.
+    `made_on` or without one where they are read to: read the weight first and the scale as well. A file that stores
+    layers in fp8 has chosen them: of these, `chosen` takes its own, and they come as stored. Raises BadFile for a file
+    whose fp8 can't be read.
     """
 
     def __init__(

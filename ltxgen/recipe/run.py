@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from ltxgen.artifacts.components import artifact_of
+from ltxgen.artifacts.hashing import Hashing
 from ltxgen.artifacts.load import ReadTensor, tensor_reader
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.config.errors import Problem
@@ -24,9 +25,10 @@ from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.memory.placement import StreamedWeights
 from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.executor import StageExecutor
-from ltxgen.recipe.manifest import write_manifest, write_recipe
+from ltxgen.recipe.manifest import WallTime, write_manifest, write_recipe
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
+from ltxgen.runtime.clock import Began
 from ltxgen.runtime.environment import set_threads, use_full_float32
 from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.runtime.progress import Progress
@@ -42,25 +44,38 @@ RUN_FILES = frozenset({"video.mp4", "contact_sheet.png", TENSORS, "recipe.yaml",
 NO_FOLDER = Path(os.devnull)
 
 
-def run_plan(plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS) -> Path:
+def run_plan(
+    plan: Plan,
+    composed: Mapping[str, Any],
+    progress: Progress,
+    ranks: Ranks = ONE_PROCESS,
+    began: Began | None = None,
+) -> Path:
     """Run all stages; returns the output folder, which then holds everything, or after an error nothing new.
 
     `composed` is the config that the plan was made from; it becomes recipe.yaml. Of several ranks the first writes.
+    `began` is when the run did, now if it isn't given.
     """
     output = Path(plan.recipe.output.dir).expanduser()
     with whole_folder(output) if ranks.is_main else nullcontext(NO_FOLDER) as folder:
-        run_into(folder, plan, composed, progress, ranks)
+        run_into(folder, plan, composed, progress, ranks, began)
     return output
 
 
 def run_into(
-    folder: Path, plan: Plan, composed: Mapping[str, Any], progress: Progress, ranks: Ranks = ONE_PROCESS
+    folder: Path,
+    plan: Plan,
+    composed: Mapping[str, Any],
+    progress: Progress,
+    ranks: Ranks = ONE_PROCESS,
+    began: Began | None = None,
 ) -> None:
     """Run all stages and leave everything in `folder`, an empty one; ranks but the first leave nothing."""
     recipe = plan.recipe
     set_threads(recipe.runtime.threads)
     use_full_float32()
     started = time.perf_counter()
+    began = began or Began(started, started)
     tensors: dict[str, torch.Tensor] = {}
 
     def record(name: str, tensor: torch.Tensor) -> None:
@@ -69,10 +84,19 @@ def run_into(
 
     noise = NoiseSource(recipe.request.seed, device=plan.device, dtype=plan.dtype, draw_on=recipe.runtime.noise)
     keep = "run" if recipe.memory.policy == "resident" else "last_use"
-    executor = StageExecutor(parts_of(plan, progress.note), progress, functools.partial(MemoryMeter, plan.device), keep)
+    # While steps run: weights are read by then, and the processor has little to do.
+    hashing = Hashing(each.path for each in plan.artifacts.values() if each.path is not None and ranks.is_main)
+    executor = StageExecutor(
+        parts_of(plan, progress.note),
+        progress,
+        functools.partial(MemoryMeter, plan.device),
+        keep,
+        plan.memory.forecast.ahead if plan.memory else {},
+        hashing.start,
+    )
     stages = plan.stages if ranks.is_main else {name: _writing_nothing(stage) for name, stage in plan.stages.items()}
     progress.plan(list(stages))
-    with torch.inference_mode():
+    with hashing, torch.inference_mode():
         executor.run(stages, {NOISE: noise}, folder, record if recipe.output.tensors else None)
     if not ranks.is_main:
         return
@@ -81,7 +105,9 @@ def run_into(
     write_recipe(composed, folder / "recipe.yaml")
     if recipe.output.tensors:
         shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
-    write_manifest(plan, executor.records, time.perf_counter() - started, folder / "manifest.json")
+    wall = WallTime.of(began, started, executor.first_step_at, executor.records.values(), time.perf_counter())
+    write_manifest(plan, executor.records, wall, folder / "manifest.json")
+    progress.note(str(wall))
 
 
 def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:

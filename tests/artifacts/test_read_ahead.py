@@ -81,10 +81,12 @@ def test_several_threads_read_and_no_more_than_the_ring_holds(tmp_path: Path, mo
 
 def test_a_file_that_got_shorter(tmp_path: Path):
     (tmp_path / "file").write_bytes(bytes(50))
-    with (tmp_path / "file").open("rb") as file:
-        with ReadAhead([ByteRange(file.fileno(), 0, 100)], CPU, piece_bytes=30) as ahead:
-            assert ahead.fill(torch.empty(50, dtype=torch.uint8))
-            assert not ahead.fill(torch.empty(1, dtype=torch.uint8))
+    with (
+        (tmp_path / "file").open("rb") as file,
+        ReadAhead([ByteRange(file.fileno(), 0, 100)], CPU, piece_bytes=30) as ahead,
+    ):
+        assert ahead.fill(torch.empty(50, dtype=torch.uint8))
+        assert not ahead.fill(torch.empty(1, dtype=torch.uint8))
 
 
 @pytest.fixture
