@@ -15,13 +15,13 @@ from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, BuildOptions, ComponentSpec
-from ltxgen.artifacts.float8 import SCALE, Float8Source
+from ltxgen.artifacts.float8 import SCALE, WEIGHT, Float8Source
 from ltxgen.artifacts.placement import WHOLE, Placement, ReadRows
 from ltxgen.artifacts.safetensors_file import ALL_ROWS, BadFile
 from ltxgen.artifacts.source import FileSource, TensorSource
 from ltxgen.artifacts.synthetic import SyntheticSource
 from ltxgen.config.errors import Problem, Refusal
-from ltxgen.models.transformer.float8 import use_float8
+from ltxgen.models.transformer.float8 import Float8Linear, use_float8
 
 NAMES_SHOWN = 5
 
@@ -204,6 +204,24 @@ def component_shapes(
     """The shapes of a component's tensors by their keys in its module. Raises as `build_on_meta`."""
     module = build_on_meta(spec, artifact, options, {})
     return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+
+
+def component_bytes(
+    spec: ComponentSpec, artifact: ResolvedArtifact, options: BuildOptions, dtype: torch.dtype
+) -> dict[str, int]:
+    """What a component's tensors take, by their keys in its module, once it is loaded. Raises as `build_on_meta`."""
+    with open_source(artifact, spec, options) as source:
+        module = build_on_meta(spec, artifact, options, source.shapes)
+    in_float8 = {
+        name + suffix
+        for name, layer in module.named_modules()
+        if isinstance(layer, Float8Linear)
+        for suffix in (WEIGHT, SCALE)
+    }
+    return {
+        key: tensor.numel() * (tensor.itemsize if key in in_float8 else dtype.itemsize)
+        for key, tensor in module.state_dict().items()
+    }
 
 
 def build_on_meta(

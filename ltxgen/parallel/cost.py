@@ -16,7 +16,7 @@ from ltxgen.config.hardware import Hardware
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import BATCHED_TOKENS, TransformerConfig
 from ltxgen.models.transformer.activations import activation_bytes, hidden_bytes
-from ltxgen.models.transformer.flops import block_parameters, pass_flops
+from ltxgen.models.transformer.flops import LinearWork, block_parameters, linear_work, pass_flops
 from ltxgen.parallel.guidance import GuidedPass, busiest, deal
 from ltxgen.parallel.shape import MeshShape
 from ltxgen.parallel.traffic import step_traffic
@@ -29,6 +29,7 @@ BLOCK_LAUNCH_SECONDS = 2e-3  # what the host takes to launch a compiled block, b
 MERGE_PASSES = 8  # of a token's bytes, to merge a partial result of the ring in fp32
 COLLECTIVE_SECONDS = 20e-6  # start-up of one exchange; a block has eight with Ulysses
 COLLECTIVES_PER_BLOCK = 8
+NO_LAYERS = linear_work({})
 USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator's gaps and the kernels' workspaces
 
 
@@ -56,7 +57,8 @@ class StepCost:
 class CostModel:
     """Predictions for a transformer whose values take `bytes_per_value`, on machines with `ranks_per_machine` each.
 
-    `batched_tokens`: up to so many video tokens the passes of a step run as one batch.
+    `batched_tokens`: up to so many video tokens the passes of a step run as one batch. `float8`: of the layers that
+    run in fp8, whose weights take a byte.
     """
 
     config: TransformerConfig
@@ -65,6 +67,7 @@ class CostModel:
     ranks_per_machine: int = 1
     bytes_per_value: int = 2
     batched_tokens: int = BATCHED_TOKENS
+    float8: LinearWork = NO_LAYERS
 
     def run_seconds(self, shape: MeshShape, sharded: bool = False) -> float:
         """All steps of all stages, each with the same ranks in the shape that suits it."""
@@ -89,8 +92,13 @@ class CostModel:
         """One pass on one rank that has its part of the tokens, exchanges left out."""
         flops = pass_flops(self.config, tokens.video, tokens.audio, TEXT_TOKENS, num_shards=num_shards)
         moved = self.config.num_layers * BLOCK_PASSES * self._token_bytes(tokens) / num_shards
+        own = ((tokens.video or 0) / num_shards, (tokens.audio or 0) / num_shards, TEXT_TOKENS)
+        in_float8 = 2 * self.float8.weights.of(*own)
+        # Activations are read, and written in fp8, for each layer.
+        moved += self.float8.inputs.of(*own) * (self.bytes_per_value + 1)
         busy = (
-            flops.linear / (self.hardware.gemm_tflops * 1e12)
+            (flops.linear - in_float8) / (self.hardware.gemm_tflops * 1e12)
+            + in_float8 / ((self.hardware.fp8_tflops or self.hardware.gemm_tflops) * 1e12)
             + flops.attention / (self.hardware.attention_tflops * 1e12)
             + moved / (self.hardware.memory_gbps * 1e9)
         )
@@ -99,6 +107,7 @@ class CostModel:
     def memory_bytes(self, shape: MeshShape, sharded: bool = False) -> int:
         """What the transformer takes on each rank at its largest stage: weights and activations."""
         weights = self.config.num_layers * block_parameters(self.config) * self.bytes_per_value
+        weights -= sum(self.float8.weights) * (self.bytes_per_value - 1)
         if sharded:  # beside its part, a rank holds the block it computes with and the next one
             weights = weights // shape.num_ranks + 2 * weights // self.config.num_layers
         return weights + max((self.activation_bytes(work, shape) for work in self.stages.values()), default=0)
