@@ -93,7 +93,7 @@ class Peak:
 class Forecast:
     """What a policy takes: the peak of each stage, and for `stream` how many blocks stay on the device.
 
-    `ahead`: for a stage, the components of the next one that are loaded while it runs.
+    `ahead`: for a stage, the components of a later one that are loaded while it runs.
     """
 
     policy: Policy
@@ -160,14 +160,17 @@ class Forecaster:
         return Forecast(policy, self._peaks(policy, kept, room), kept)
 
     def with_ahead(self, forecast: Forecast, room: Room) -> Forecast:
-        """`forecast` with each stage's components loaded while the stage before it runs, where that fits as well."""
+        """`forecast` with each stage's components loaded during the last stage before it that has any, where that fits
+        as well: those without have hardly anything to do."""
         known: set[str] = set()
+        during = ""
         for (name, stage), (_, following) in itertools.pairwise(self._stages.items()):
             known.update(stage.components)
+            during = name if stage.components or not during else during
             coming = [each for each in following.components if each not in known]
             if not coming:
                 continue
-            ahead = {**forecast.ahead, name: coming}
+            ahead = {**forecast.ahead, during: coming}
             peaks = self.loading(ahead)._peaks(forecast.policy, forecast.num_kept, room)
             tried = dataclasses.replace(forecast, stages=peaks, ahead=ahead)
             forecast = tried if tried.fits(room) else forecast
@@ -260,7 +263,9 @@ class Forecaster:
             names = list(self._stages.values())[: position + 1]
             return {component for stage in names for component in stage.loads}
         if policy == "swap":
-            return self._in_use(position).union(list(self._stages.values())[position].ahead)
+            begun = list(self._stages.values())[: position + 1]
+            ahead = {each for stage in begun for each in stage.ahead}
+            return self._in_use(position) | ahead.difference(*(stage.components for stage in begun))
         return self._alive(position)
 
     def _in_use(self, position: int) -> set[str]:

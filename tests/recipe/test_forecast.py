@@ -173,6 +173,20 @@ def test_the_next_stages_components_are_loaded_where_both_fit(device, ahead, pea
     assert [peak.device / GIB - FIXED for peak in forecast.stages.values()] == [7, 13, 14, 13]
 
 
+def test_stages_without_components_are_too_short_to_load_beside():
+    stages = {
+        "prompt": StageNeed((), ("text",), ("encoder",), lambda free: 0),
+        "images": StageNeed((), ("images",), (), lambda free: 0),
+        "base": StageNeed(("text", "images"), (), ("net",), lambda free: 0),
+    }
+    forecaster = Forecaster(stages, {"encoder": ComponentSize(7 * GIB), "net": ComponentSize(12 * GIB)})
+    for policy in ("last_use", "swap"):
+        forecast = forecaster.with_ahead(forecaster.forecast(policy, AMPLE), AMPLE)
+        assert forecast.ahead == {"prompt": ["net"]}
+        found = [(peak.device / GIB - FIXED, peak.host) for peak in forecast.stages.values()]
+        assert found == [(19, 0), (12, 0), (12, 0)], policy
+
+
 def test_what_is_loaded_ahead_counts_under_every_policy():
     forecaster = stages_of(middle=3)
     found = {
