@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ltxgen.api import Pipeline, Refusal, Result, Step, load
 
 __version__ = "0.1.0"
+IMPORTED_AT = time.perf_counter()  # what is known of the process's start where the system doesn't tell
 __all__ = ["Pipeline", "Refusal", "Result", "Step", "__version__", "load"]
 
 

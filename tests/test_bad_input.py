@@ -33,7 +33,7 @@ def refuse(run_ltxgen, tiny_words, tmp_path_factory, monkeypatch):
         raise AssertionError("a weight was read")
 
     monkeypatch.setattr(SafetensorsFile, "read", no_weights)
-    monkeypatch.setattr("ltxgen.recipe.parts.load_component", no_weights)
+    monkeypatch.setattr("ltxgen.recipe.parts.Loading", no_weights)
 
     def refused(*words: str) -> str:
         folder = tmp_path_factory.mktemp("refused")

@@ -166,7 +166,7 @@ def test_cp_refuses(run_ltxgen, tmp_path, words, message):
 def test_plan(run_ltxgen, tiny_words, tmp_path, monkeypatch):
     from ltxgen.recipe import parts
 
-    monkeypatch.delattr(parts, "load_component")  # a plan loads nothing
+    monkeypatch.delattr(parts, "Loading")  # a plan loads nothing
     result = run_ltxgen("plan", *tiny_words, "request.fps=30000/1001", cwd=tmp_path)
     assert (result.code, result.err) == (0, "")
     for shown in (

@@ -7,6 +7,7 @@ Files in fp8 (`ltx-2.3-22b-dev-fp8.safetensors`) hold such a layer as `weight` i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -24,12 +25,19 @@ FLOAT8_FORMATS = ("F8_E4M3", "F8_E5M2")
 class Float8Source:
     """A component's tensors with the linear layers of `chosen` in fp8 and all others plain, however they are stored.
 
-    A layer in fp8 has `weight` in e4m3 and `weight_scale` (N, 1) in fp32. They are made together: read the weight first
-    and the scale as well. A file that stores layers in fp8 has chosen them: of these, `chosen` takes its own, and they
-    come as stored. Raises BadFile for a file whose fp8 can't be read.
+    A layer in fp8 has `weight` in e4m3 and `weight_scale` (N, 1) in fp32. They are made together, on the device
+    `made_on` or without one where they are read to: read the weight first and the scale as well. A file that stores
+    layers in fp8 has chosen them: of these, `chosen` takes its own, and they come as stored. Raises BadFile for a file
+    whose fp8 can't be read.
     """
 
-    def __init__(self, source: TensorSource, spec: ComponentSpec, chosen: Float8Layers | None) -> None:
+    def __init__(
+        self,
+        source: TensorSource,
+        spec: ComponentSpec,
+        chosen: Float8Layers | None,
+        made_on: torch.device | str | None = None,
+    ) -> None:
         keys = spec.file_keys(source.shapes)
         stored = stored_float8(source, spec)
         dropped = {name + suffix for name in stored.values() for suffix in (SCALE, INPUT_SCALE)}
@@ -37,11 +45,17 @@ class Float8Source:
         weights = {key.removesuffix(WEIGHT): plain[name] for key, name in keys.items() if key.endswith(WEIGHT)}
         names = chosen.among((name, weights[name]) for name in stored or weights) if chosen else ()
         self._source = source
+        self._made_on = None if made_on is None else torch.device(made_on)
         self._scales: dict[str, torch.Tensor] = {}
         # Names in the file.
         self.stored = frozenset(stored.values())
         self.layers = frozenset(keys[name + WEIGHT].removesuffix(WEIGHT) for name in names)
         self.shapes = plain | {name + SCALE: (plain[name + WEIGHT][0], 1) for name in self.layers}
+
+    def expect(self, reads: Mapping[str, slice], device: torch.device) -> Sequence[str]:
+        scales = {name + SCALE for name in self.layers}
+        order = self._source.expect({key: rows for key, rows in reads.items() if key not in scales}, device)
+        return [each for key in order for each in (key, key.removesuffix(WEIGHT) + SCALE) if each in reads]
 
     def read(self, key: str, device: torch.device | None, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
         """As every source; but of a layer in fp8, what it holds, whatever `dtype`."""
@@ -60,7 +74,8 @@ class Float8Source:
         if name in self.stored:
             return self._as_stored(name, device, rows)
         # Through `dtype`, in which LoRAs are added as well: without one, fused weights are the loaded ones.
-        return scaled_rows(self._source.read(name + WEIGHT, device, dtype, rows))
+        scaled = scaled_rows(self._source.read(name + WEIGHT, self._made_on or device, dtype, rows))
+        return scaled if device is None else Scaled(*(each.to(device) for each in scaled))
 
     def _as_stored(self, name: str, device: torch.device | None, rows: slice) -> Scaled:
         values = self._source.read(name + WEIGHT, device, FLOAT8, rows)

@@ -1,13 +1,13 @@
 """Builds a component and fills it, strictly and tensor by tensor.
 
-Host memory stays at the component (when it goes to the CPU) plus one stored tensor: the module is built on the meta
-device, and each tensor is read, cast and moved before the next one is touched.
+Host memory stays at the component (when it goes to the CPU) plus one stored tensor, or for a GPU a ring of buffers: the
+module is built on the meta device, and tensors are read, moved and cast in the order in which their file has them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 import torch
@@ -15,13 +15,13 @@ from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, TRANSFORMERS, BuildOptions, ComponentSpec
-from ltxgen.artifacts.float8 import SCALE, Float8Source
+from ltxgen.artifacts.float8 import SCALE, WEIGHT, Float8Source
 from ltxgen.artifacts.placement import WHOLE, Placement, ReadRows
 from ltxgen.artifacts.safetensors_file import ALL_ROWS, BadFile
 from ltxgen.artifacts.source import FileSource, TensorSource
 from ltxgen.artifacts.synthetic import SyntheticSource
 from ltxgen.config.errors import Problem, Refusal
-from ltxgen.models.transformer.float8 import use_float8
+from ltxgen.models.transformer.float8 import Float8Linear, use_float8
 
 NAMES_SHOWN = 5
 
@@ -50,44 +50,95 @@ def load_component(
     tensor is read and held; `on_tensor` is called after each, for progress. Raises Refusal when the file does not fit
     the architecture; `check_artifacts` finds that before any weight is read.
     """
-    spec = COMPONENTS[component] if isinstance(component, str) else component
-    options = options or BuildOptions()
-    device = torch.device(device)
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            # Parameters made in inference mode could never be changed in place, and LoRAs are fused in place.
-            return _load(spec, artifact, device, dtype, options, placement, on_tensor)
-    except (BadFile, ValueError) as error:
-        raise Refusal([Problem(artifact.config_path, str(artifact.path), str(error))]) from error
+    return Loading(component, artifact, device, dtype, options, placement=placement, on_tensor=on_tensor).load()
 
 
-def _load(
-    spec: ComponentSpec,
-    artifact: ResolvedArtifact,
-    device: torch.device,
-    dtype: torch.dtype,
-    options: BuildOptions,
-    placement: Placement,
-    on_tensor: OnTensor | None,
-) -> nn.Module:
-    with open_source(artifact, spec, options, device) as source:
-        module = build_on_meta(spec, artifact, options, source.shapes)
-        wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-        file_keys = spec.file_keys(source.shapes)
-        if problems := key_problems(spec, wanted, file_keys, source.shapes):
-            raise ValueError("; ".join(problems))
-        placement.prepare(spec.name, module)
-        state: dict[str, torch.Tensor] = {}
-        for key, like in module.state_dict(keep_vars=True).items():
-            state[key] = placement.place(like, _reader(source, file_keys[key], device, dtype))
-            if on_tensor is not None:
-                on_tensor(key, placement.local(state[key]).nbytes)
-    module.load_state_dict(state, assign=True)
-    module.eval().requires_grad_(False)
-    materialize = getattr(module, "materialize_buffers", None)  # Gemma's tables, which no file holds
-    if materialize is not None:
-        materialize(device)
-    return module
+class Cancelled(Exception):
+    """Raised by `Loading.load` after `cancel`."""
+
+
+class Loading:
+    """A component whose module is built, checked and without weights; arguments and errors as `load_component`.
+
+    What imports modules or touches global state is done when it is made; `load` may run in another thread.
+    """
+
+    def __init__(
+        self,
+        component: str | ComponentSpec,
+        artifact: ResolvedArtifact,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        options: BuildOptions | None = None,
+        *,
+        placement: Placement = WHOLE,
+        on_tensor: OnTensor | None = None,
+    ) -> None:
+        self._spec = COMPONENTS[component] if isinstance(component, str) else component
+        self._artifact, self._device, self._dtype = artifact, torch.device(device), dtype
+        self._placement, self._on_tensor = placement, on_tensor
+        self._cancelled = False
+        options = options or BuildOptions()
+        with self._refusing(), ExitStack() as stack:
+            self._source = stack.enter_context(open_source(artifact, self._spec, options, self._device))
+            self._module = build_on_meta(self._spec, artifact, options, self._source.shapes)
+            wanted = {key: tuple(tensor.shape) for key, tensor in self._module.state_dict().items()}
+            self._file_keys = self._spec.file_keys(self._source.shapes)
+            if problems := key_problems(self._spec, wanted, self._file_keys, self._source.shapes):
+                raise ValueError("; ".join(problems))
+            placement.prepare(self._spec.name, self._module)
+            self._open = stack.pop_all()
+
+    def load(self) -> nn.Module:
+        """Read the weights; returns the component. To be called once; raises Cancelled after `cancel`."""
+        # Parameters made in inference mode could never be changed in place, and LoRAs are fused in place.
+        with self._refusing(), torch.inference_mode(False), torch.no_grad(), self._open, beside(self._device):
+            module = self._module
+            del self._module  # it is the caller's alone
+            module.load_state_dict(self._weights(module), assign=True)
+            module.eval().requires_grad_(False)
+            materialize = getattr(module, "materialize_buffers", None)  # Gemma's tables, which no file holds
+            if materialize is not None:
+                materialize(self._device)
+            return module
+
+    def cancel(self) -> None:
+        """Let `load`, which has to be called nevertheless, end at the next tensor. From any thread."""
+        self._cancelled = True
+
+    def _weights(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        likes = module.state_dict(keep_vars=True)
+        module_keys = {self._file_keys[key]: key for key in likes}
+        reads = {file_key: self._placement.reads(likes[key]) for file_key, key in module_keys.items()}
+        state = {}
+        for file_key in self._source.expect(reads, self._device):
+            if self._cancelled:
+                raise Cancelled
+            key = module_keys[file_key]
+            state[key] = self._placement.place(likes[key], _reader(self._source, file_key, self._device, self._dtype))
+            if self._on_tensor is not None:
+                self._on_tensor(key, self._placement.local(state[key]).nbytes)
+        return state
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except (BadFile, ValueError) as error:
+            path = str(self._artifact.path)
+            raise Refusal([Problem(self._artifact.config_path, path, str(error))]) from error
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """On a GPU, run what is queued within on a stream of its own, beside what is computed; it is done at the end."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield
+        stream.synchronize()
 
 
 def _reader(source: TensorSource, key: str, device: torch.device, dtype: torch.dtype) -> ReadRows:
@@ -131,7 +182,7 @@ def open_source(
     if spec.name not in TRANSFORMERS:
         return source
     try:
-        return Float8Source(source, spec, options.float8)
+        return Float8Source(source, spec, options.float8, made_on)
     except BaseException:
         source.__exit__(None, None, None)
         raise
@@ -153,6 +204,24 @@ def component_shapes(
     """The shapes of a component's tensors by their keys in its module. Raises as `build_on_meta`."""
     module = build_on_meta(spec, artifact, options, {})
     return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+
+
+def component_bytes(
+    spec: ComponentSpec, artifact: ResolvedArtifact, options: BuildOptions, dtype: torch.dtype
+) -> dict[str, int]:
+    """What a component's tensors take, by their keys in its module, once it is loaded. Raises as `build_on_meta`."""
+    with open_source(artifact, spec, options) as source:
+        module = build_on_meta(spec, artifact, options, source.shapes)
+    in_float8 = {
+        name + suffix
+        for name, layer in module.named_modules()
+        if isinstance(layer, Float8Linear)
+        for suffix in (WEIGHT, SCALE)
+    }
+    return {
+        key: tensor.numel() * (tensor.itemsize if key in in_float8 else dtype.itemsize)
+        for key, tensor in module.state_dict().items()
+    }
 
 
 def build_on_meta(

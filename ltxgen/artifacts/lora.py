@@ -23,7 +23,7 @@ from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.artifacts.source import FileSource, TensorSource
 from ltxgen.artifacts.synthetic import SyntheticSource
 from ltxgen.config.errors import Problem, Refusal
-from ltxgen.models.transformer.float8 import Float8Linear
+from ltxgen.models.transformer.float8 import Float8Linear, scaled_rows
 
 Shapes = Mapping[str, tuple[int, ...]]
 Keep = Literal["device", "cpu"]
@@ -166,6 +166,19 @@ def fuse(
         keep(f"{name}.weight", weight)
         weight.add_(delta)
 
+    def add_scaled(name: str, rows: slice, scales: list[torch.Tensor], held: torch.Tensor) -> None:
+        assert read_plain is not None, f"{name} is in fp8: its plain weight has to come from somewhere"
+        weight = read_plain(f"{name}.weight", held.device, rows)
+        delta = _delta(name, weight, rows, active, sources)
+        keep(f"{name}.weight", held)
+        values, made = scaled_rows(weight.add_(delta))
+        held.copy_(values)
+        scales[:] = [made]
+
+    def put_scales(name: str, scales: list[torch.Tensor], held: torch.Tensor) -> None:
+        keep(name + SCALE, held)
+        held.copy_(scales.pop())
+
     with ExitStack() as stack, torch.no_grad():
         sources = [stack.enter_context(open_lora(lora.artifact, weights)) for lora, _ in active]
         read_plain = stack.enter_context(plain()) if plain is not None and active else None
@@ -175,11 +188,9 @@ def fuse(
                 parameter = module.get_parameter(f"{name}.weight")
                 rows = placement.rows(parameter)
                 if isinstance(layer, Float8Linear):
-                    assert read_plain is not None, f"{name} is in fp8: its plain weight has to come from somewhere"
-                    for key, held in held_tensors(module, name):
-                        keep(key, placement.local(held))
-                    weight = read_plain(f"{name}.weight", parameter.device, rows)
-                    layer.hold(weight.add_(_delta(name, weight, rows, active, sources)))
+                    scales: list[torch.Tensor] = []
+                    placement.change(parameter, partial(add_scaled, name, rows, scales))
+                    placement.change(layer.weight_scale, partial(put_scales, name, scales))
                 else:
                     placement.change(parameter, partial(add, name, rows))
         except BaseException:

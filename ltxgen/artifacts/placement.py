@@ -23,11 +23,15 @@ class ReadRows(Protocol):
 class Placement(Protocol):
     """How tensors lie in this process: whole, or some rows of each (of the first dimension), on the device or not.
 
-    The tensors it is asked about are a module's own: on the meta device before loading, filled afterwards.
+    The tensors it is asked about are a module's own: on the meta device before loading, filled afterwards. `place` may
+    be called in a thread of its own for each component, all else in one.
     """
 
     def prepare(self, component: str, module: nn.Module) -> None:
         """Divide the module, which is on the meta device."""
+
+    def reads(self, like: Tensor) -> slice:
+        """The rows that `place` will read."""
 
     def place(self, like: Tensor, read: ReadRows) -> Tensor:
         """What a module takes in the place of `like`, filled from `read`."""
@@ -57,6 +61,9 @@ class Whole:
 
     def prepare(self, component: str, module: nn.Module) -> None:
         pass
+
+    def reads(self, like: Tensor) -> slice:
+        return ALL_ROWS
 
     def place(self, like: Tensor, read: ReadRows) -> Tensor:
         return read()

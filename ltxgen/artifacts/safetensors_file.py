@@ -1,7 +1,7 @@
 """Safetensors files read header first: what a file holds, whether it is whole, and single tensors of it.
 
 Tensors are read with plain file reads instead of a memory map: mapped pages count as resident memory of the process,
-and the loader promises to hold one tensor beyond the component that it fills. Format:
+and the loader promises to hold little beyond the component that it fills. Format:
 https://github.com/huggingface/safetensors#format (8 bytes little-endian header length, JSON header, data).
 """
 
@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import torch
+
+from ltxgen.artifacts.read_ahead import ByteRange, ReadAhead
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 LFS_POINTER_START = b"version https://git-lfs.github.com/spec"
@@ -137,18 +139,38 @@ class SafetensorsFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self._file.close()
 
+    def info(self, key: str, rows: slice = ALL_ROWS) -> TensorInfo:
+        """Of a tensor, or of some rows of it."""
+        info = self.header.tensors[key]
+        return info if rows == ALL_ROWS else info.of_rows(rows)
+
+    def bytes_of(self, key: str, rows: slice = ALL_ROWS) -> ByteRange:
+        """Where a tensor, or some rows of it, lie in the file."""
+        info, start = self.info(key, rows), self.header.data_start
+        return ByteRange(self._file.fileno(), start + info.begin, start + info.end)
+
     def read(self, key: str, rows: slice = ALL_ROWS) -> torch.Tensor:
         """The tensor `key`, or some rows of it, in its stored dtype, on the CPU, in memory of its own."""
-        info = self.header.tensors[key]
-        if rows != ALL_ROWS:
-            info = info.of_rows(rows)
+        info = self.info(key, rows)
         data = torch.empty(info.num_bytes, dtype=torch.uint8)
         if info.num_bytes:
             self._file.seek(self.header.data_start + info.begin)
             read = self._file.readinto(data.numpy().data)  # type: ignore[attr-defined]
             if read != info.num_bytes:
-                raise BadFile(f"ended while {key} was read: it has changed since it was checked")
+                raise ended(key)
         return data.view(DTYPES[info.dtype]).reshape(info.shape)
+
+    def read_from(self, ahead: ReadAhead, key: str, rows: slice, device: torch.device) -> torch.Tensor:
+        """As `read`, on `device`, from what has been read ahead."""
+        info = self.info(key, rows)
+        data = torch.empty(info.num_bytes, dtype=torch.uint8, device=device)
+        if not ahead.fill(data):
+            raise ended(key)
+        return data.view(DTYPES[info.dtype]).reshape(info.shape)
+
+
+def ended(key: str) -> BadFile:
+    return BadFile(f"ended while {key} was read: it has changed since it was checked")
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ For planning, timing and memory where the files can't be had; what comes out mea
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -77,6 +77,9 @@ class SyntheticSource:
         self._made_on = None if made_on is None else torch.device(made_on)
         self._seed = seed
         self._component = component
+
+    def expect(self, reads: Mapping[str, slice], device: torch.device) -> Sequence[str]:
+        return list(reads)
 
     def read(self, key: str, device: torch.device | None, dtype: torch.dtype, rows: slice = ALL_ROWS) -> torch.Tensor:
         where = self._made_on or device or torch.device("cpu")

@@ -210,12 +210,14 @@ class Memory:
     others wait on the host; `stream`: as `last_use`, and blocks that don't fit only as they run, from the host or from
     disk (`stream_from`; `auto` takes the disk where the host lacks memory); `auto`: the fastest that fits.
 
-    So many `blocks_on_device` of the transformer, and of the text encoder, don't stream; null: as many as fit.
+    So many `blocks_on_device` of the transformer, and of the text encoder, don't stream; null: as many as fit. With
+    `load_ahead`, the next stage's components are loaded while a stage runs, where both fit.
     """
 
     policy: Literal["auto", "resident", "last_use", "swap", "stream"] = "auto"
     stream_from: Literal["auto", "host", "disk"] = "auto"
     blocks_on_device: NonNegativeInt | None = None
+    load_ahead: bool = True
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,17 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ltxgen.memory.stream import BlockStream, Change, DiskStore, HostStore, ReadRows, Store, hook, streamed_blocks
+from ltxgen.memory.stream import (
+    ALL_ROWS,
+    BlockStream,
+    Change,
+    DiskStore,
+    HostStore,
+    ReadRows,
+    Store,
+    hook,
+    streamed_blocks,
+)
 from ltxgen.models.blocks import BLOCKS
 
 
@@ -47,12 +57,10 @@ class StreamedWeights:
         self._streams: dict[str, BlockStream] = {}
         self._files: dict[str, ExitStack] = {}
         self._wanted: dict[int, _Weight] = {}  # by the id of a parameter on the meta device
-        self._loaded: dict[tuple[BlockStream, int], dict[str, nn.Parameter]] = {}
+        self._loaded: dict[tuple[BlockStream, int], dict[str, nn.Parameter | None]] = {}  # of blocks that lack some
         self._weights: dict[int, _Weight] = {}  # by the id of a parameter
 
     def prepare(self, component: str, module: nn.Module) -> None:
-        self._wanted.clear()
-        self._loaded.clear()
         if component not in BLOCKS:
             return
         blocks = list(module.get_submodule(BLOCKS[component]).children())
@@ -63,8 +71,13 @@ class StreamedWeights:
         self._streams[component] = stream
         for position, number in enumerate(numbers):
             hook(stream, position, blocks[number])
+            self._loaded[stream, position] = dict.fromkeys(name for name, _ in blocks[number].named_parameters())
             for name, parameter in blocks[number].named_parameters():
                 self._wanted[id(parameter)] = _Weight(stream, position, name)
+
+    def reads(self, like: Tensor) -> slice:
+        weight = self._wanted.get(id(like))
+        return ALL_ROWS if weight is None else weight.stream.store.reads
 
     def place(self, like: Tensor, read: ReadRows) -> Tensor:
         weight = self._wanted.pop(id(like), None)
@@ -73,14 +86,14 @@ class StreamedWeights:
         stream, block, name = weight
         parameter = nn.Parameter(stream.store.load(like, read), requires_grad=False)
         self._weights[id(parameter)] = weight
-        loaded = self._loaded.setdefault((stream, block), {})
+        loaded = self._loaded[stream, block]
         loaded[name] = parameter
-        if not any(other[:2] == (stream, block) for other in self._wanted.values()):
-            stream.keep(block, self._loaded.pop((stream, block)))
+        if all(each is not None for each in loaded.values()):
+            stream.keep(block, self._loaded.pop((stream, block)))  # type: ignore[arg-type]
         return parameter
 
     def rows(self, tensor: Tensor) -> slice:
-        return slice(None)
+        return ALL_ROWS
 
     def local(self, tensor: Tensor) -> Tensor:
         return tensor

@@ -21,7 +21,7 @@ from ltxgen.memory.host import host_buffer, packed_bytes, unpacked
 
 NUM_SLOTS = 2  # buffers on the device: of the block that runs, and of the one that is on its way
 
-NO_ROWS = slice(0, 0)
+ALL_ROWS, NO_ROWS = slice(None), slice(0, 0)
 
 Change = Callable[[Tensor], object]
 
@@ -36,6 +36,7 @@ class Store(Protocol):
     """Where the blocks' weights are kept. Blocks are numbered in the order in which they run."""
 
     waits: bool  # whether `fill` waits for something else than the device, so that it needs a thread
+    reads: slice  # the rows that `load` reads
 
     def load(self, like: Tensor, read: ReadRows) -> Tensor:
         """A weight with the shape of `like`, as far as `keep` needs it."""
@@ -54,6 +55,7 @@ class HostStore:
     """Everything in page-locked host memory, a buffer for each block."""
 
     waits = False
+    reads = ALL_ROWS
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -85,13 +87,14 @@ class DiskStore:
     """Nothing is kept: `read(block, name)` reads a weight whenever its block is about to run."""
 
     waits = True
+    reads = NO_ROWS
 
     def __init__(self, read: Callable[[int, str], Tensor]) -> None:
         self._read = read
         self._changes: dict[tuple[int, str], list[Change]] = {}
 
     def load(self, like: Tensor, read: ReadRows) -> Tensor:
-        return torch.empty((), dtype=read(NO_ROWS, move=False).dtype).expand(like.shape)
+        return torch.empty((), dtype=read(self.reads, move=False).dtype).expand(like.shape)
 
     def keep(self, block: int, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return weights

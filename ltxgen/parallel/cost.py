@@ -17,7 +17,7 @@ from ltxgen.config.hardware import Hardware
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import BATCHED_TOKENS, TransformerConfig
 from ltxgen.models.transformer.activations import activation_bytes, hidden_bytes
-from ltxgen.models.transformer.flops import block_parameters, pass_flops
+from ltxgen.models.transformer.flops import LinearWork, block_parameters, linear_work, pass_flops
 from ltxgen.parallel.guidance import GuidedPass, busiest, deal
 from ltxgen.parallel.shape import MeshShape
 from ltxgen.parallel.traffic import step_traffic
@@ -30,6 +30,7 @@ BLOCK_LAUNCH_SECONDS = 2e-3  # what the host takes to launch a compiled block, b
 MERGE_PASSES = 8  # of a token's bytes, to merge a partial result of the ring in fp32
 COLLECTIVE_SECONDS = 20e-6  # start-up of one exchange; a block has eight with Ulysses
 COLLECTIVES_PER_BLOCK = 8
+NO_LAYERS = linear_work({})
 USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator's gaps and the kernels' workspaces
 
 
@@ -62,7 +63,8 @@ class StepCost:
 class CostModel:
     """Predictions for a transformer whose values take `bytes_per_value`, on machines with `ranks_per_machine` each.
 
-    `batched_tokens`: up to so many video tokens the passes of a step run as one batch.
+    `batched_tokens`: up to so many video tokens the passes of a step run as one batch. `float8`: of the layers that
+    run in fp8, whose weights take a byte.
     """
 
     config: TransformerConfig
@@ -71,6 +73,7 @@ class CostModel:
     ranks_per_machine: int = 1
     bytes_per_value: int = 2
     batched_tokens: int = BATCHED_TOKENS
+    float8: LinearWork = NO_LAYERS
 
     def run_seconds(self, shape: MeshShape, sharded: bool = False) -> float:
         """All steps of all stages, each with the same ranks in the shape that suits it."""
@@ -99,8 +102,13 @@ class CostModel:
         """One pass on one rank that has its part of the tokens, exchanges left out."""
         flops = pass_flops(self.config, tokens.video, tokens.audio, TEXT_TOKENS, num_shards=num_shards)
         moved = self.config.num_layers * BLOCK_PASSES * self._token_bytes(tokens) / num_shards
+        own = ((tokens.video or 0) / num_shards, (tokens.audio or 0) / num_shards, TEXT_TOKENS)
+        in_float8 = 2 * self.float8.weights.of(*own)
+        # Activations are read, and written in fp8, for each layer.
+        moved += self.float8.inputs.of(*own) * (self.bytes_per_value + 1)
         busy = (
-            flops.linear / (self.hardware.gemm_tflops * 1e12)
+            (flops.linear - in_float8) / (self.hardware.gemm_tflops * 1e12)
+            + in_float8 / ((self.hardware.fp8_tflops or self.hardware.gemm_tflops) * 1e12)
             + flops.attention / (self.hardware.attention_tflops * 1e12)
             + moved / (self.hardware.memory_gbps * 1e9)
         )
@@ -127,7 +135,8 @@ class CostModel:
     def _weight_bytes(self) -> int:
         """Of the blocks; without their video half if no stage has video."""
         has_video = not self.stages or any(work.tokens.video for work in self.stages.values())
-        return self.config.num_layers * block_parameters(self.config, has_video=has_video) * self.bytes_per_value
+        weights = self.config.num_layers * block_parameters(self.config, has_video=has_video)
+        return weights * self.bytes_per_value - sum(self.float8.weights) * (self.bytes_per_value - 1)
 
     def _token_bytes(self, tokens: Pair[int]) -> int:
         return hidden_bytes(self.config, tokens.video or 0, tokens.audio or 0, self.bytes_per_value)

@@ -44,6 +44,9 @@ class ShardedWeights:
             return slice(None)
         return rows_of_rank(tensor.shape[0], self.mesh.size(), self.mesh.get_local_rank())
 
+    def reads(self, like: Tensor) -> slice:
+        return self.rows(like)
+
     def place(self, like: Tensor, read: Callable[[slice], Tensor]) -> Tensor:
         held = read(self.rows(like))
         if not isinstance(like, DTensor):

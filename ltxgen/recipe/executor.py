@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol, Self
 import torch
 
 from ltxgen.config.errors import Problem
+from ltxgen.recipe.ahead import Loading, LoadingAhead
+from ltxgen.runtime.clock import StepWatch
 from ltxgen.stage.protocol import (
     NO_WATCHER,
     PartRequest,
@@ -29,12 +31,15 @@ from ltxgen.stage.protocol import (
 class PartSource(Protocol):
     """Where components come from.
 
-    `build` loads one; `adapt` fits a loaded one to a request (its LoRAs), `later` being the requests still to come for
-    it; `set_aside` is given those that wait for a later stage, which calls `adapt` first; `released` is told the names
-    that were freed.
+    `build` loads one; so do, in two steps, `start`, whose result loads in any thread, and `finish`. `start` gives None
+    for one that had better be left to `build`. `adapt` fits a loaded one to a request (its LoRAs), `later` being the
+    requests still to come for it; `set_aside` is given those that wait for a later stage, which calls `adapt` first;
+    `released` is told the names that were freed.
     """
 
     def build(self, request: PartRequest) -> Any: ...
+    def start(self, request: PartRequest) -> Loading | None: ...
+    def finish(self, request: PartRequest, loaded: Any) -> Any: ...
     def adapt(self, part: Any, request: PartRequest, later: Sequence[PartRequest]) -> None: ...
     def set_aside(self, parts: Mapping[str, Any]) -> None: ...
     def released(self, names: Sequence[str]) -> None: ...
@@ -77,6 +82,7 @@ class Outputs(Protocol):
 class StageRecord:
     """What a stage took: its own seconds (a stream's pieces count where they are made), loading apart, peak memory.
 
+    `load_seconds` is what it waited for; `loaded_ahead_seconds` is what its components took beside earlier stages.
     `details` is what it says of itself before it runs and what it reports from then on. `source` says whether it ran,
     `key` what its output is stored under.
     """
@@ -85,6 +91,7 @@ class StageRecord:
     key: str | None = None
     seconds: float = 0.0
     load_seconds: float = 0.0
+    loaded_ahead_seconds: float = 0.0
     peak_bytes: int = 0
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -111,12 +118,22 @@ class StageExecutor:
     A component is built on first use and freed after the last stage that requests it (`keep="last_use"`) or at the end
     (`keep="run"`). A value is dropped after its last reader; one that is a `Stream` holds the components of the stage
     that makes it until then.
+
+    `ahead` names, for a stage, components of later ones that are loaded in a thread while it runs; what goes wrong with
+    them is the error of the stage that wants them.
     """
 
     def __init__(
-        self, source: PartSource, display: Display, meter: Callable[[], Meter], keep: str = "last_use"
+        self,
+        source: PartSource,
+        display: Display,
+        meter: Callable[[], Meter],
+        keep: str = "last_use",
+        ahead: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.records: dict[str, StageRecord] = {}
+        self.first_step_at: float | None = None  # on time.perf_counter's clock
+        self._ahead = ahead or {}
         self._source = source
         self._display = display
         self._new_meter = meter
@@ -141,6 +158,8 @@ class StageExecutor:
         `about` are theirs as they are. Those whose values are among `outputs` don't run, and what they alone need is
         not built. `watch` follows the run.
         """
+        self.first_step_at = None
+        self._loading = LoadingAhead(self._source)
         keys = {} if outputs is None else outputs.keys
         reused = {} if outputs is None else outputs.reuse(stages)
         self.records = {name: StageRecord("cache" if name in reused else "run", keys.get(name)) for name in stages}
@@ -161,6 +180,7 @@ class StageExecutor:
                 self._set_aside(rest)
         finally:
             self._held.clear()
+            self._built.update(dict.fromkeys(self._loading.stop()))
             self._free(keeping=set())
         return state
 
@@ -185,15 +205,19 @@ class StageExecutor:
         entry = self.records[name]
         with self._new_meter() as memory, self._display.stage(name, memory) as progress:
             started = time.perf_counter()
-            parts = self._parts(stage, rest)
+            self._load_ahead(self._ahead.get(name, ()), rest)
+            parts = self._parts(stage, rest, entry)
             loaded = time.perf_counter()
+            steps = StepWatch(progress)
             inputs = {key: self._counted(state[key], entry, memory) for key in stage.reads}
             entry.details = dict(stage.describe())
-            written = stage.run(inputs, parts, make_context(progress, entry))
+            written = stage.run(inputs, parts, make_context(steps, entry))
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # what the stage queued is its own time
             entry.load_seconds = loaded - started
             entry.seconds += time.perf_counter() - loaded
+            if self.first_step_at is None and steps.first is not None:
+                self.first_step_at = steps.first.at()
         entry.peak_bytes = max(entry.peak_bytes, memory.peak_bytes)
         assert set(written) == set(stage.writes), f"stage {name} wrote {sorted(written)}, not {sorted(stage.writes)}"
         for key, value in written.items():
@@ -203,16 +227,29 @@ class StageExecutor:
         watch = make_context.watch
         state.update({key: watch.wrote(key, value) if watch else value for key, value in written.items()})
 
-    def _parts(self, stage: Stage, rest: Sequence[Stage]) -> dict[str, Any]:
+    def _load_ahead(self, names: Sequence[str], rest: Sequence[Stage]) -> None:
+        requests = {request.name: request for stage in reversed(rest) for request in stage.parts}
+        for name in names:
+            if name in requests:  # else only stages wanted it whose outputs were stored
+                self._loading.start(requests[name])
+
+    def _parts(self, stage: Stage, rest: Sequence[Stage], entry: StageRecord) -> dict[str, Any]:
         parts = {}
         for request in stage.parts:
             part = self._built.get(request.name)
             if part is None:
-                part = self._built[request.name] = self._source.build(request)
+                part = self._built[request.name] = self._built_now_or_ahead(request, entry)
             later = [other for following in rest for other in following.parts if other.name == request.name]
             self._source.adapt(part, request, later)
             parts[request.name] = part
         return parts
+
+    def _built_now_or_ahead(self, request: PartRequest, entry: StageRecord) -> Any:
+        loaded = self._loading.take(request.name)
+        if loaded is None:
+            return self._source.build(request)
+        entry.loaded_ahead_seconds += loaded.seconds
+        return self._source.finish(request, loaded.part)
 
     def _counted(self, value: Any, reader: StageRecord, memory: Meter) -> Any:
         """A stream is made while its reader runs: count the time and memory of its pieces where they belong."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -47,13 +49,21 @@ class ComponentSize:
 
 @dataclass(frozen=True)
 class StageNeed:
-    """A stage as far as memory goes: what it reads, writes and uses, and its activations when so much is free."""
+    """A stage as far as memory goes: what it reads, writes and uses, and its activations when so much is free.
+
+    `ahead` are components of later stages that are loaded while it runs.
+    """
 
     reads: Sequence[str]
     writes: Sequence[str]
     components: Sequence[str]
     activations: Callable[[int], int]
     makes_stream: bool = False
+    ahead: Sequence[str] = ()
+
+    @property
+    def loads(self) -> Sequence[str]:
+        return [*self.components, *self.ahead]
 
 
 @dataclass(frozen=True)
@@ -81,11 +91,15 @@ class Peak:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a policy takes: the peak of each stage, and for `stream` how many blocks stay on the device."""
+    """What a policy takes: the peak of each stage, and for `stream` how many blocks stay on the device.
+
+    `ahead`: for a stage, the components of a later one that are loaded while it runs.
+    """
 
     policy: Policy
     stages: Mapping[str, Peak]
     num_kept: Mapping[str, int] = field(default_factory=dict)
+    ahead: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def device(self) -> int:
@@ -116,10 +130,11 @@ class MemoryPlan:
     forecaster: Forecaster
     room: Room
 
-    def leaves_room_for(self, resting: Mapping[str, Peak]) -> bool:
+    def leaves_room_for(self, resting: Mapping[str, Peak], *, ahead: bool = False) -> bool:
         """Whether these components may stay while the run doesn't use them: it fits, and none of its stages makes do
-        with less, which could change results."""
-        return self.forecaster.leaves_room(self.forecast, self.room, resting)
+        with less, which could change results. `ahead`: also if it loads components ahead."""
+        forecaster = self.forecaster.loading(self.forecast.ahead) if ahead else self.forecaster
+        return forecaster.leaves_room(self.forecast, self.room, resting)
 
     def at_rest(self, component: str) -> Peak:
         """What a component takes while nothing uses it."""
@@ -143,6 +158,28 @@ class Forecaster:
                 peaks = self._peaks(policy, kept, room)
                 kept = {name: self._most_kept(name, peaks, room) for name in kept}
         return Forecast(policy, self._peaks(policy, kept, room), kept)
+
+    def with_ahead(self, forecast: Forecast, room: Room) -> Forecast:
+        """`forecast` with each stage's components loaded during the last stage before it that has any, where that fits
+        as well: those without have hardly anything to do."""
+        known: set[str] = set()
+        during = ""
+        for (name, stage), (_, following) in itertools.pairwise(self._stages.items()):
+            known.update(stage.components)
+            during = name if stage.components or not during else during
+            coming = [each for each in following.components if each not in known]
+            if not coming:
+                continue
+            ahead = {**forecast.ahead, during: coming}
+            peaks = self.loading(ahead)._peaks(forecast.policy, forecast.num_kept, room)
+            tried = dataclasses.replace(forecast, stages=peaks, ahead=ahead)
+            forecast = tried if tried.fits(room) else forecast
+        return forecast
+
+    def loading(self, ahead: Mapping[str, Sequence[str]]) -> Forecaster:
+        """For the same stages, with these components of later ones loaded while they run."""
+        stages = {name: dataclasses.replace(need, ahead=ahead.get(name, ())) for name, need in self._stages.items()}
+        return Forecaster(stages, self._sizes)
 
     def at_rest(self, component: str, forecast: Forecast) -> Peak:
         """What a component takes that stays where it is after its last use in a run of this forecast."""
@@ -224,8 +261,12 @@ class Forecaster:
         """Components of which more is there than a stream of blocks."""
         if policy == "resident":
             names = list(self._stages.values())[: position + 1]
-            return {component for stage in names for component in stage.components}
-        return self._in_use(position) if policy == "swap" else self._alive(position)
+            return {component for stage in names for component in stage.loads}
+        if policy == "swap":
+            begun = list(self._stages.values())[: position + 1]
+            ahead = {each for stage in begun for each in stage.ahead}
+            return self._in_use(position) | ahead.difference(*(stage.components for stage in begun))
+        return self._alive(position)
 
     def _in_use(self, position: int) -> set[str]:
         return {component for stage in self._open(position) for component in stage.components}
@@ -233,7 +274,7 @@ class Forecaster:
     def _alive(self, position: int) -> set[str]:
         """Components that are loaded by then and not freed yet."""
         stages = list(self._stages.values())
-        loaded = {component for stage in stages[: position + 1] for component in stage.components}
+        loaded = {component for stage in stages[: position + 1] for component in stage.loads}
         needed = {component for stage in stages[position:] for component in stage.components}
         return loaded & (needed | self._in_use(position))
 
@@ -275,6 +316,8 @@ def choose_policy(
         ]
     fitting = [policy for policy in candidates if not limited or forecasts[policy].fits(room)]
     chosen = forecasts[fitting[0] if fitting else candidates[-1]]
+    if memory.load_ahead:  # without a GPU all weights are in the host's memory
+        chosen = forecaster.with_ahead(chosen, room if limited else Room(room.host, room.host))
     others = [forecaster.forecast(policy, room, num_kept=0) for policy in known if policy != chosen.policy]
     problems = [] if fitting else [_refused(memory, chosen, forecasts, room)]
     return MemoryPlan(chosen, _lines(memory, chosen, others, room), forecaster, limits), problems
@@ -300,9 +343,11 @@ def _lines(memory: Memory, chosen: Forecast, others: Sequence[Forecast], room: R
     kept = ", ".join(f"{count} blocks of the {name}" for name, count in chosen.num_kept.items())
     stays = f"; {kept} stay on the device" if kept else ""
     peaks = ", ".join(f"{name} {peak}" for name, peak in chosen.stages.items())
+    ahead = ", ".join(f"{' and '.join(names)} during {stage}" for stage, names in chosen.ahead.items())
     return [
         f"{chosen}{why}, at most in {chosen.largest}, of {format_bytes(room.device)} that can be had{stays}",
         f"peak of each stage: {peaks}",
+        f"loaded ahead: {ahead or 'nothing'}",
         f"others at least: {', '.join(map(str, others))}",
     ]
 

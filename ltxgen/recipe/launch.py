@@ -19,6 +19,7 @@ from ltxgen.parallel.launch import agree, check_world_size, freeze, launch, thaw
 from ltxgen.recipe.plan import Plan, make_plan
 from ltxgen.recipe.resume import interrupted
 from ltxgen.recipe.run import NO_FOLDER, output_folder, run_into, run_plan
+from ltxgen.runtime.clock import Began
 from ltxgen.runtime.displays import create_progress
 from ltxgen.runtime.progress import Progress
 from ltxgen.runtime.ranks import ONE_PROCESS, Ranks, start_ranks
@@ -44,8 +45,10 @@ def run_config(config: Mapping[str, Any], words: tuple[str, ...] = (), *, contin
 def _run_among(ranks: Ranks, config: Mapping[str, Any], continues: bool) -> Path | None:
     """Run as one of ranks that each composed `config`."""
     agreed = agree(config, ranks.world_size, ranks.gather) if ranks.world_size > 1 else config
+    began = Began.now()
     with _progress(ranks) as progress:
-        folder = run_plan(_plan(agreed, ranks, progress), agreed, progress, ranks, continues=continues)
+        plan = _plan(agreed, ranks, progress)
+        folder = run_plan(plan, agreed, progress, ranks, continues=continues, began=began)
     return folder if ranks.is_main else None
 
 
@@ -54,11 +57,12 @@ def run_as_rank(frozen: Path, sha256: str, folder: Path) -> None:
     config = thaw(frozen, sha256)
     ranks = start_ranks()
     agreed = agree(config, ranks.world_size, ranks.gather)
+    began = Began.now()
     # The launching process discards the folder as well, unless it was killed.
     discard = functools.partial(shutil.rmtree, folder, ignore_errors=True)
     with discarded_unless_done(discard) if ranks.is_main else nullcontext(), _progress(ranks) as progress:
         plan = _plan(agreed, ranks, progress)
-        run_into(folder if ranks.is_main else NO_FOLDER, plan, agreed, progress, ranks)
+        run_into(folder if ranks.is_main else NO_FOLDER, plan, agreed, progress, ranks, began=began)
 
 
 def _launch(recipe: Recipe, config: Mapping[str, Any], words: tuple[str, ...], continues: bool) -> Path | None:

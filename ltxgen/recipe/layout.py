@@ -17,6 +17,7 @@ from ltxgen.config.errors import Problem
 from ltxgen.config.recipe import Recipe
 from ltxgen.models.blocks import BLOCKS
 from ltxgen.models.transformer import TransformerConfig
+from ltxgen.models.transformer.flops import linear_work
 from ltxgen.parallel.cost import CostModel, Work
 from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.parallel.weights import sharded_size
@@ -27,16 +28,24 @@ BATCHED_TOKENS = {"auto": None, "always": sys.maxsize, "never": 0}
 
 
 def cost_model(
-    recipe: Recipe, model: TransformerConfig, work: Mapping[str, Work], device: torch.device, dtype: torch.dtype
+    recipe: Recipe,
+    model: TransformerConfig,
+    work: Mapping[str, Work],
+    device: torch.device,
+    dtype: torch.dtype,
+    float8: Mapping[str, tuple[int, int]],
 ) -> CostModel:
-    """Predictions for this run on `recipe.hardware`, with the memory of this machine's GPU where that is less."""
+    """Predictions for this run on `recipe.hardware`, with the memory of this machine's GPU where that is less.
+
+    `float8` are the layers that run in fp8.
+    """
     hardware = recipe.hardware
     if device.type == "cuda":
         here = torch.cuda.get_device_properties(device).total_memory / 2**30
         hardware = dataclasses.replace(hardware, memory_gib=min(hardware.memory_gib, here))
     machine, limit = recipe.parallel.processes_per_machine, BATCHED_TOKENS[recipe.runtime.batch_passes]
     batched_tokens = {} if limit is None else {"batched_tokens": limit}
-    return CostModel(model, work, hardware, machine, dtype.itemsize, **batched_tokens)
+    return CostModel(model, work, hardware, machine, dtype.itemsize, **batched_tokens, float8=linear_work(float8))
 
 
 def parallel_plan(

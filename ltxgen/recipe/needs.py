@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 
 import torch
 
 from ltxgen.artifacts.artifact import Files, ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, BuildOptions, artifact_of
-from ltxgen.artifacts.load import component_shapes
+from ltxgen.artifacts.load import component_bytes, component_shapes
 from ltxgen.config.hardware import Hardware
 from ltxgen.models.blocks import BLOCKS
 from ltxgen.parallel.plan import ParallelPlan
@@ -29,14 +29,20 @@ def room_on(device: torch.device, hardware: Hardware, num_processes: int) -> Roo
 
 
 def forecaster_of(
-    stages: Mapping[str, Stage], artifacts: Mapping[str, ResolvedArtifact], parallel: ParallelPlan
+    stages: Mapping[str, Stage],
+    artifacts: Mapping[str, ResolvedArtifact],
+    parallel: ParallelPlan,
+    options: BuildOptions,
 ) -> Forecaster:
     """Predictions for stages of a plan that can run."""
     requests = {request.name: request for stage in stages.values() for request in stage.parts}
     files = Files.of(artifacts)
     num_shards = parallel.shape.num_ranks if parallel.sharded_weights else 1
+    sized = BuildOptions(float8=options.float8)  # the other options change no size
     sizes = {
-        name: _component_size(request, files, num_shards) for name, request in requests.items() if name in COMPONENTS
+        name: _component_size(request, files, num_shards, sized)
+        for name, request in requests.items()
+        if name in COMPONENTS
     }
     needs = {
         name: StageNeed(
@@ -52,22 +58,23 @@ def forecaster_of(
 
 
 @functools.lru_cache(maxsize=256)
-def _component_size(request: PartRequest, files: Files, num_shards: int) -> ComponentSize:
-    artifacts, name, itemsize = files.artifacts, request.name, request.dtype.itemsize
-    options = BuildOptions()
+def _component_size(request: PartRequest, files: Files, num_shards: int, options: BuildOptions) -> ComponentSize:
+    artifacts, name = files.artifacts, request.name
     if "text_encoder" in artifacts:  # which the projection is made for
         encoder = artifacts["text_encoder"].config
-        options = BuildOptions(num_text_states=encoder.get("text_config", encoder)["num_hidden_layers"] + 1)
-    shapes = component_shapes(COMPONENTS[name], artifacts[artifact_of(name)], options)
+        num_states = encoder.get("text_config", encoder)["num_hidden_layers"] + 1
+        options = dataclasses.replace(options, num_text_states=num_states)
+    artifact = artifacts[artifact_of(name)]
+    sizes = component_bytes(COMPONENTS[name], artifact, options, request.dtype)
     prefix = f"{BLOCKS[name]}." if name in BLOCKS else None
     rest, blocks = 0, collections.Counter[str]()
-    for key, shape in shapes.items():
-        size = math.prod(shape) * itemsize
+    for key, size in sizes.items():
         if prefix is not None and key.startswith(prefix):
             blocks[key.removeprefix(prefix).partition(".")[0]] += size
         else:
             rest += size
     if blocks and num_shards > 1:  # beside its part, a rank holds the block it computes with and the next one
-        held = sharded_size(name, shapes, itemsize, num_shards).held
+        shapes = component_shapes(COMPONENTS[name], artifact, options)
+        held = sharded_size(name, shapes, request.dtype.itemsize, num_shards).held
         return ComponentSize(held + 2 * max(blocks.values()))
     return ComponentSize(rest, tuple(blocks.values()))

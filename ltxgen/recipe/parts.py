@@ -13,7 +13,7 @@ from torch import nn
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.artifacts.components import TOKENIZER, TRANSFORMERS, BuildOptions, artifact_of
-from ltxgen.artifacts.load import load_component, tensor_reader
+from ltxgen.artifacts.load import Loading, tensor_reader
 from ltxgen.artifacts.lora import IC_LORA, FusedLoras
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.tokenizer import load_tokenizer
@@ -67,31 +67,35 @@ class ArtifactParts:
         self._artifacts, self._swaps = artifacts, swaps
 
     def build(self, request: PartRequest) -> Any:
-        artifact = self._artifacts[artifact_of(request.name)]
         if request.name == TOKENIZER:
-            return load_tokenizer(artifact)
-        module = load_component(
-            request.name, artifact, self._device, request.dtype, self._options, placement=self._placement
-        )
+            return load_tokenizer(self._artifacts[artifact_of(request.name)])
+        return self.finish(request, self.start(request).load())
+
+    def start(self, request: PartRequest) -> Loading:
+        artifact = self._artifacts[artifact_of(request.name)]
+        return Loading(request.name, artifact, self._device, request.dtype, self._options, placement=self._placement)
+
+    def finish(self, request: PartRequest, loaded: nn.Module) -> nn.Module:
+        artifact = self._artifacts[artifact_of(request.name)]
         if request.name in TRANSFORMERS and self._fused_kernels:
             from ltxgen.models.transformer.fused import use_fused_kernels  # Triton comes with torch's CUDA builds only
 
-            use_fused_kernels(module)
+            use_fused_kernels(loaded)
         if request.name in TRANSFORMERS and self._compiling is not None:
             from ltxgen.models.transformer.compilation import compile_blocks  # seconds to import
 
             use_compile_cache(cache_folder() / "inductor")
-            assert isinstance(module, Transformer)
-            compile_blocks(module, self._compiling)
+            assert isinstance(loaded, Transformer)
+            compile_blocks(loaded, self._compiling)
         # Most runs fuse LoRAs once and never take them out: no copy of the weights is kept, the file still has them.
         reload, plain = (
             functools.partial(tensor_reader, request.name, artifact, request.dtype, options, self._device)
             for options in (self._options, dataclasses.replace(self._options, float8=None))
         )
         self._fused[request.name] = FusedLoras(
-            module, keep_original=None, reload=reload, plain=plain, placement=self._placement
+            loaded, keep_original=None, reload=reload, plain=plain, placement=self._placement
         )
-        return module
+        return loaded
 
     def adapt(self, part: Any, request: PartRequest, later: Sequence[PartRequest]) -> None:
         self._aside.bring_back(request.name)

@@ -39,7 +39,7 @@ from ltxgen.recipe.forecast import MemoryPlan, Room, choose_policy
 from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
 from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import KNOWN_LORAS, lora_artifact
-from ltxgen.recipe.precision import precision_notes, precision_problems
+from ltxgen.recipe.precision import float8_layers, precision_notes, precision_problems
 from ltxgen.recipe.sizes import with_source_sizes
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype, resolve_kernels
 from ltxgen.stage.denoise import NOISE, DenoiseConfig
@@ -121,20 +121,21 @@ def make_plan(
     places = Places(folders=recipe.artifacts.folders, download=recipe.artifacts.download)
     resolution = resolve_all(specs, places, log)
     problems += resolution.problems
-    model = _transformer_config(resolution.artifacts.get("checkpoint"))
+    checkpoint, float8 = resolution.artifacts.get("checkpoint"), recipe.precision.build()
+    model = _transformer_config(checkpoint)
     setting = dataclasses.replace(setting, artifacts=resolution.artifacts)
     work = {} if sizes else _work(_built(recipe, setting))
-    cost = None if model is None else cost_model(recipe, model, work, device, dtype)
+    in_float8 = float8_layers(float8, checkpoint, component_names(stages))
+    cost = None if model is None else cost_model(recipe, model, work, device, dtype, in_float8)
     parallel, wrong = parallel_plan(recipe, stages, cost)
     problems += wrong
     attention = _attention_plan(recipe, stages, work, model, parallel, device, dtype)
     problems += attention.problems
     roles = attention.functions if parallel is None else parallel.roles(attention.functions)
-    float8 = recipe.precision.build()
     options = BuildOptions(
         numerics.cross_timestep, roles, batched_tokens=BATCHED_TOKENS[recipe.runtime.batch_passes], float8=float8
     )
-    checkpoint, sharded = resolution.artifacts.get("checkpoint"), parallel is not None and parallel.sharded_weights
+    sharded = parallel is not None and parallel.sharded_weights
     problems += precision_problems(float8, checkpoint, device, dtype, sharded)
     notes += precision_notes(checkpoint, options, dtype)
     unfit, told = undistilled(recipe, checkpoint)
@@ -150,8 +151,8 @@ def make_plan(
     problems += _output_problems(recipe)
     memory = None
     if not problems and parallel is not None:
-        memory, lacking = _memory_plan(recipe, stages, resolution.artifacts, parallel, device, room)
-        here = [*here, *lacking, *_unmoved_problems(memory, float8)]
+        memory, lacking = _memory_plan(recipe, stages, resolution.artifacts, parallel, options, device, room)
+        here = [*here, *lacking]
     tried = {**{name: found.tried for name, found in resolution.artifacts.items()}, **resolution.tried}
     return Plan(
         recipe,
@@ -206,21 +207,15 @@ def _memory_plan(
     stages: Mapping[str, Stage],
     artifacts: Mapping[str, ResolvedArtifact],
     parallel: ParallelPlan,
+    options: BuildOptions,
     device: torch.device,
     room: Room | None,
 ) -> tuple[MemoryPlan | None, Sequence[Problem]]:
     """Which weights are on the device when, and what keeps that from fitting here."""
     room = room or room_on(device, recipe.hardware, recipe.parallel.processes_per_machine)
-    forecaster = forecaster_of(stages, artifacts, parallel)
+    forecaster = forecaster_of(stages, artifacts, parallel, options)
     limited = device.type == "cuda"
     return choose_policy(recipe.memory, forecaster, room, parallel.sharded_weights, limited=limited)
-
-
-def _unmoved_problems(memory: MemoryPlan | None, float8: Any) -> list[Problem]:
-    if float8 is None or memory is None or memory.forecast.policy in ("resident", "last_use"):
-        return []
-    message = f"weights in fp8 stay on the GPU, and memory is {memory.forecast.policy}; use precision=none"
-    return [Problem("precision.kind", "fp8", message)]
 
 
 def _transformer_config(checkpoint: ResolvedArtifact | None) -> TransformerConfig | None:

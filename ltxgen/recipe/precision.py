@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
-from ltxgen.artifacts.components import COMPONENTS, BuildOptions
-from ltxgen.artifacts.float8 import WEIGHT, Float8Source
+from ltxgen.artifacts.components import COMPONENTS, TRANSFORMERS, BuildOptions
+from ltxgen.artifacts.float8 import SCALE, WEIGHT, Float8Source
 from ltxgen.artifacts.load import build_on_meta, open_source
 from ltxgen.artifacts.lora import linear_weights
 from ltxgen.artifacts.safetensors_file import BadFile
@@ -69,6 +70,24 @@ def _skip_problems(chosen: Float8Layers, checkpoint: ResolvedArtifact) -> list[P
         for index, pattern in enumerate(chosen.skip)
         if not any(fnmatchcase(name, pattern) for name in names)
     ]
+
+
+def float8_layers(
+    chosen: Float8Layers | None, checkpoint: ResolvedArtifact | None, components: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """The layers that run in fp8 of the transformer among `components`, with shapes (outputs, inputs)."""
+    name = next((each for each in TRANSFORMERS if each in components), None)
+    if chosen is None or checkpoint is None or name is None:
+        return {}
+    spec = COMPONENTS[name]
+    try:
+        with open_source(checkpoint, spec, BuildOptions(float8=chosen)) as source:
+            keys = spec.file_keys(source.shapes)
+            names = (key.removesuffix(SCALE) for key in keys if key.endswith(SCALE))
+            shapes = {name: source.shapes[keys[name + WEIGHT]] for name in names}
+            return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+    except (BadFile, ValueError):
+        return {}  # the checkpoint's own check says what is wrong with it
 
 
 def precision_notes(checkpoint: ResolvedArtifact | None, options: BuildOptions, dtype: torch.dtype) -> list[str]:

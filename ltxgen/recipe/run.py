@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.artifacts.components import artifact_of
+from ltxgen.artifacts.hashing import Hashing
 from ltxgen.artifacts.load import ReadTensor, tensor_reader
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.config.errors import Problem
@@ -30,12 +31,13 @@ from ltxgen.media.provenance import Provenance
 from ltxgen.memory.placement import StreamedWeights
 from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.cache import open_cache
-from ltxgen.recipe.executor import PartSource, StageExecutor
+from ltxgen.recipe.executor import PartSource, StageExecutor, StageRecord
 from ltxgen.recipe.lock import recipe_text, write_recipe
-from ltxgen.recipe.manifest import made_from, write_manifest
+from ltxgen.recipe.manifest import WallTime, made_from, write_manifest
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
 from ltxgen.recipe.resume import own_stages, resumable
+from ltxgen.runtime.clock import Began
 from ltxgen.runtime.environment import set_threads, use_full_float32
 from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.runtime.progress import Progress
@@ -63,17 +65,19 @@ def run_plan(
     parts: PartSource | None = None,
     watch: Watch | None = None,
     continues: bool = False,
+    began: Began | None = None,
 ) -> Path:
     """Run all stages; returns the output folder, which then holds everything, or after an error nothing new.
 
     `composed` is the config that the plan was made from; it becomes recipe.yaml. Of several ranks the first writes.
-    With `continues`, an interrupted run into the same folder goes on.
+    With `continues`, an interrupted run into the same folder goes on. `began` is when the run did, now if it isn't
+    given.
     """
     output = Path(plan.recipe.output.dir).expanduser()
     with (
         output_folder(output, composed, progress.note, continues) if ranks.is_main else nullcontext(NO_FOLDER) as folder
     ):
-        run_into(folder, plan, composed, progress, ranks, parts, watch)
+        run_into(folder, plan, composed, progress, ranks, parts, watch, began)
     return output
 
 
@@ -94,6 +98,7 @@ def run_into(
     ranks: Ranks = ONE_PROCESS,
     parts: PartSource | None = None,
     watch: Watch | None = None,
+    began: Began | None = None,
 ) -> None:
     """Run all stages and leave everything in `folder`, an empty one; ranks but the first leave nothing.
 
@@ -103,6 +108,7 @@ def run_into(
     set_threads(recipe.runtime.threads)
     use_full_float32()
     started = time.perf_counter()
+    began = began or Began(started, started)
     tensors: dict[str, torch.Tensor] = {}
 
     def record(name: str, tensor: torch.Tensor) -> None:
@@ -112,15 +118,22 @@ def run_into(
     noise = NoiseSource(recipe.request.seed, device=plan.device, dtype=plan.dtype, draw_on=recipe.runtime.noise)
     keep = "run" if recipe.memory.policy == "resident" else "last_use"
     parts = parts or parts_of(plan, progress.note)
-    executor = StageExecutor(parts, progress, functools.partial(MemoryMeter, plan.device), keep)
+    ahead = plan.memory.forecast.ahead if plan.memory else {}
+    executor = StageExecutor(parts, progress, functools.partial(MemoryMeter, plan.device), keep, ahead)
     stages = (plan if ranks.is_main else writing_nothing(plan)).stages
     progress.plan(list(stages))
     watcher = _previews(plan, folder, progress) if ranks.is_main else NO_WATCHER
     state = {NOISE: noise}
 
+    def wall(records: Mapping[str, StageRecord]) -> WallTime:
+        return WallTime.of(began, started, executor.first_step_at, records.values(), time.perf_counter())
+
     def about() -> str:
         return Provenance(recipe_text(composed, plan.artifacts), made_from(plan)).as_comment()
 
+    if ranks.is_main:
+        with Hashing(each.path for each in plan.artifacts.values() if each.path is not None) as hashing:
+            hashing.start()  # side by side, what stored outputs are looked up by
     with torch.inference_mode():
         outputs = open_cache(plan, state, ranks, progress.note, own_stages(Path(recipe.output.dir)))
         recorded = record if recipe.output.tensors else None
@@ -132,7 +145,9 @@ def run_into(
     write_recipe(composed, plan.artifacts, folder / "recipe.yaml")
     if recipe.output.tensors:
         shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
-    write_manifest(plan, executor.records, time.perf_counter() - started, folder / MANIFEST)
+    took = wall(executor.records)
+    write_manifest(plan, executor.records, took, folder / MANIFEST)
+    progress.note(str(took))
 
 
 def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:

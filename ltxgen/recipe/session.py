@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from ltxgen.artifacts.components import artifact_of
+from ltxgen.artifacts.components import TRANSFORMERS, artifact_of
 from ltxgen.models.blocks import BLOCKS
+from ltxgen.recipe.ahead import Loading
 from ltxgen.recipe.forecast import Peak
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
@@ -28,8 +29,8 @@ def part_key(plan: Plan, name: str) -> PartKey | None:
     if request is None:
         return None
     key: PartKey = (name, plan.artifacts[artifact_of(name)].state, request.dtype, plan.device)
-    if name == "transformer":
-        key += (plan.options, plan.compiles)
+    if name in TRANSFORMERS:
+        key += (plan.options, plan.compiles, plan.fused)
     if name in BLOCKS:
         forecast = plan.memory.forecast if plan.memory else None
         streamed = forecast is not None and forecast.num_kept and (forecast.policy, forecast.num_kept.get(name))
@@ -101,7 +102,7 @@ class Session(AbstractContextManager["Session"]):
         runs = [plan, *coming[: next_use + 1]]
         here = plan.memory.at_rest(name)
         on_host = Peak(0, here.device + here.host)
-        movable = plan.device.type == "cuda" and plan.options.float8 is None and not _is_sharded(plan)
+        movable = plan.device.type == "cuda" and not _is_sharded(plan)
         for rest in (here, on_host)[plan.swaps and movable :] if movable else (here,):
             if all(self._fits(run, {name: rest}) for run in runs):
                 held.rest = rest
@@ -110,9 +111,13 @@ class Session(AbstractContextManager["Session"]):
                 return True
         return False
 
-    def _fits(self, plan: Plan, more: Mapping[str, Peak]) -> bool:
+    def has_room_ahead(self, plan: Plan) -> bool:
+        """Whether `plan`, which runs, may load ahead beside what rests now."""
+        return self._fits(plan, {}, ahead=True)
+
+    def _fits(self, plan: Plan, more: Mapping[str, Peak], *, ahead: bool = False) -> bool:
         resting = {name: held.rest for name, held in self._held.items() if held.rest is not None}
-        return plan.memory is not None and plan.memory.leaves_room_for({**resting, **more})
+        return plan.memory is not None and plan.memory.leaves_room_for({**resting, **more}, ahead=ahead)
 
 
 def _is_sharded(plan: Plan) -> bool:
@@ -131,10 +136,22 @@ class SessionParts:
 
     def build(self, request: PartRequest) -> Any:
         if request.name not in self.held:
-            part = self.fresh.build(request)
-            self.held[request.name] = Held(part, part_key(self.plan, request.name), self.fresh)
-            self.session.loads[request.name] += 1
+            self._hold(request.name, self.fresh.build(request))
         return self.held[request.name].part
+
+    def start(self, request: PartRequest) -> Loading | None:
+        if request.name in self.held or not self.session.has_room_ahead(self.plan):
+            return None
+        return self.fresh.start(request)
+
+    def finish(self, request: PartRequest, loaded: Any) -> Any:
+        part = self.fresh.finish(request, loaded)
+        self._hold(request.name, part)
+        return part
+
+    def _hold(self, name: str, part: Any) -> None:
+        self.held[name] = Held(part, part_key(self.plan, name), self.fresh)
+        self.session.loads[name] += 1
 
     def adapt(self, part: Any, request: PartRequest, later: Sequence[PartRequest]) -> None:
         self.held[request.name].owner.adapt(part, request, later)
@@ -146,4 +163,7 @@ class SessionParts:
             self.held[next(iter(waiting))].owner.set_aside(waiting)
 
     def released(self, names: Sequence[str]) -> None:
-        self.session.drop([name for name in names if not self.session.keep(name, self.plan, self.coming)])
+        held = [name for name in names if name in self.held]
+        if len(held) < len(names):  # what began to be loaded ahead, in a run that failed
+            self.fresh.released([name for name in names if name not in self.held])
+        self.session.drop([name for name in held if not self.session.keep(name, self.plan, self.coming)])

@@ -99,14 +99,9 @@ def test_an_outlying_token_and_channel_cost_only_themselves():
     assert torch.equal(Float8Linear.of(plain)(x)[others, others], before)
 
 
-def test_a_new_weight_is_held_as_if_it_had_been_the_first():
-    one, other = linear(64, 48), linear(64, 48, seed=1)
-    layer = Float8Linear.of(one)
-    layer.hold(other.weight)
-    wanted = Float8Linear.of(other)
-    assert torch.equal(layer.weight.view(torch.uint8), wanted.weight.view(torch.uint8))
-    assert torch.equal(layer.weight_scale, wanted.weight_scale)
-    assert relative_l2(plain_rows(scaled_rows(other.weight), torch.float64), other.weight.double()) < 0.03
+def test_a_weight_is_held_to_three_percent():
+    weight = linear(64, 48).weight
+    assert relative_l2(plain_rows(scaled_rows(weight), torch.float64), weight.double()) < 0.03
 
 
 def test_a_gpu_is_given_what_its_fp8_units_take(monkeypatch: pytest.MonkeyPatch):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from ltxgen.artifacts.lora import linear_weights
 from ltxgen.config.hardware import Hardware
 from ltxgen.diffusion.pair import Pair
 from ltxgen.guidance.protocol import Pass
 from ltxgen.models.transformer import Perturbation, Transformer, TransformerConfig
-from ltxgen.models.transformer.flops import block_parameters, pass_flops
+from ltxgen.models.transformer.float8 import Float8Layers
+from ltxgen.models.transformer.flops import block_parameters, linear_work, pass_flops
 from ltxgen.parallel.auto import AutoConfig, meshes
 from ltxgen.parallel.cost import CostModel, Work
 from ltxgen.parallel.shape import MeshShape
@@ -60,6 +64,41 @@ def test_linear_work_is_twice_the_weights_a_token():
     # With as many tokens of each kind every weight is used once a token.
     assert pass_flops(config, 100, 100, 100).linear == 2 * 100 * linear
     assert pass_flops(config, 100, 100, 0).linear == 2 * 100 * (linear - text_weights)
+
+
+@pytest.fixture(scope="module")
+def layers() -> dict[str, tuple[int, int]]:
+    """The linear layers of the 22B model's blocks, by name."""
+    with torch.device("meta"):
+        weights = linear_weights(Transformer(CONFIG))
+    return {name: shape for name, shape in weights.items() if name.startswith("transformer_blocks.")}
+
+
+@pytest.mark.parametrize("tokens", [(6144, 126, 1024), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_layers_counted_one_by_one_are_the_work_of_a_pass(layers, tokens: tuple[int, int, int]):
+    large = {name: shape for name, shape in layers.items() if not name.endswith((".to_gate_logits", "_table"))}
+    counted = linear_work(large).weights
+    assert 2 * counted.of(*tokens) == pass_flops(CONFIG, *tokens).linear
+    assert sum(counted) == 48 * block_parameters(CONFIG)
+
+
+@pytest.mark.parametrize(("tokens", "plain_ms", "float8_ms"), [(6144, 335, 248), (24576, 1873, 1488)])
+def test_forwards_in_fp8_take_what_was_measured(layers, tokens: int, plain_ms: float, float8_ms: float):
+    """One H200, compiled, with the layers and rates that are shipped."""
+    folder = Path(__file__).parents[2] / "conf"
+    hardware = Hardware(**yaml.safe_load((folder / "hardware/h200.yaml").read_text()))
+    skip = tuple(yaml.safe_load((folder / "precision/fp8.yaml").read_text())["skip"])
+    chosen = Float8Layers(skip).among(layers.items())
+    plain = CostModel(CONFIG, TWO_STAGE, hardware)
+    float8 = dataclasses.replace(plain, float8=linear_work({name: layers[name] for name in chosen}))
+    assert 1000 * plain.forward_seconds(Pair(tokens, 126)) == pytest.approx(plain_ms, rel=0.05)
+    assert 1000 * float8.forward_seconds(Pair(tokens, 126)) == pytest.approx(float8_ms, rel=0.08)
+    # A byte less for each of their weights.
+    weights = sum(rows * columns for rows, columns in (layers[name] for name in chosen))
+    assert plain.memory_bytes(MeshShape()) - float8.memory_bytes(MeshShape()) == weights
+    assert float8.forward_seconds(Pair(tokens, 126), 2) < float8.forward_seconds(Pair(tokens, 126)) / 1.8
+    without_units = dataclasses.replace(float8, hardware=dataclasses.replace(hardware, fp8_tflops=None))
+    assert without_units.forward_seconds(Pair(tokens, 126)) > plain.forward_seconds(Pair(tokens, 126))
 
 
 def test_ranks_share_a_pass_but_not_its_text():

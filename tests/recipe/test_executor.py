@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,26 @@ class Part:
         self.name = name
 
 
+class SlowLoading:
+    """Loads once it is allowed to, at the latest when it is cancelled."""
+
+    def __init__(self, load: Callable[[], Part]) -> None:
+        self._load = load
+        self.allowed = threading.Event()
+        self.allowed.set()
+        self.cancelled = False
+
+    def load(self) -> Part:
+        assert self.allowed.wait(20)
+        if self.cancelled:
+            raise InterruptedError
+        return self._load()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.allowed.set()
+
+
 class Source:
     """Builds parts and keeps a diary of what the executor asked for."""
 
@@ -39,6 +60,14 @@ class Source:
         self.diary.append(f"build {request.name}")
         part = Part(request.name)
         self.alive[request.name] = weakref.ref(part)
+        return part
+
+    def start(self, request: PartRequest) -> SlowLoading:
+        self.diary.append(f"prepare {request.name}")
+        return SlowLoading(lambda: Source.build(self, request))
+
+    def finish(self, request: PartRequest, part: Part) -> Part:
+        self.diary.append(f"finish {request.name}")
         return part
 
     def adapt(self, part: Part, request: PartRequest, later: Sequence[PartRequest]) -> None:
@@ -196,7 +225,7 @@ def test_wiring_problems():
     problems = wiring_problems(stages, given=["start"])
     assert [(problem.path, problem.value) for problem in problems] == [("stages.b", "z"), ("stages.c", "b.y")]
     assert "written so far: start, x" in problems[0].message
-    assert wiring_problems({"a": stages["a"]}, given=[])[0].message.endswith("written so far: nothing")
+    assert wiring_problems({"a": stages["a"]}, given=[])[0].message.count("written so far: nothing;") == 1
     assert wiring_problems({"a": stages["a"]}, given=["start"]) == []
 
 
@@ -425,3 +454,115 @@ def test_components_that_wait_for_a_later_stage_are_set_aside(diary):
         "start sign",
         "free pen press",
     ]
+
+
+def loading_ahead(source: Source, **ahead: tuple[str, ...]) -> StageExecutor:
+    return StageExecutor(source, Screen(source.diary), Meter, ahead=ahead)
+
+
+def test_the_next_stages_components_are_loaded_while_a_stage_runs(diary):
+    """The stage waits for them with its work half done, so they can only have been loaded beside it."""
+    source = Source(diary)
+
+    def work(state: Any, parts: Any, context: RunContext) -> dict[str, Any]:
+        deadline = time.monotonic() + 20
+        while "build ink" not in diary:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        diary.append("work done")
+        return {}
+
+    stages = {
+        "sketch": Toy((), (), work, ("pen",)),
+        "fill": Toy((), (), gives(), ("ink", PartRequest("pen", torch.float32, (("red", 1.0),)))),
+        "dry": Toy((), (), gives(), ("ink",)),
+    }
+    run = loading_ahead(source, sketch=("ink",))
+    for _ in range(2):  # an executor can run again
+        diary.clear()
+        run.run(stages, {}, HERE)
+        assert diary[:2] == ["start sketch", "prepare ink"]
+        assert sorted(diary[2:5]) == ["adapt pen {} later [{'red': 1.0}]", "build ink", "build pen"]
+        assert diary[5:] == [
+            "work done",
+            "done sketch",
+            "start fill",
+            "finish ink",
+            "adapt pen {'red': 1.0} later []",
+            "done fill",
+            "free pen",
+            "start dry",
+            "done dry",
+            "free ink",
+        ]
+
+
+def test_a_stage_counts_what_it_waited_and_what_was_loaded_before(diary):
+    class Slow(Source):
+        def start(self, request: PartRequest) -> SlowLoading:
+            def load() -> Part:
+                time.sleep(0.2)
+                return Source.build(self, request)
+
+            return SlowLoading(load)
+
+    work = Toy((), (), lambda s, p, c: time.sleep(0.12) or {})
+    run = loading_ahead(Slow(diary), a=("pen",))
+    run.run({"a": work, "b": Toy((), (), gives(), ("pen", "ink"))}, {}, HERE)
+    assert run.records["a"].loaded_ahead_seconds == 0
+    assert run.records["b"].loaded_ahead_seconds >= 0.2
+    assert run.records["b"].load_seconds < 0.15
+
+
+def test_an_error_in_the_thread_is_the_error_of_the_stage_that_wants_the_component(diary):
+    class Broken(Source):
+        def start(self, request: PartRequest) -> SlowLoading:
+            def load() -> Part:
+                raise OSError("the disk is gone")
+
+            return SlowLoading(load)
+
+    stages = {"a": Toy((), ("x",), gives(x=1), ("pen",)), "b": Toy((), (), gives(), ("ink",))}
+    with pytest.raises(OSError, match="the disk is gone"):
+        loading_ahead(Broken(diary), a=("ink",)).run(stages, {}, HERE)
+    assert diary == ["start a", "build pen", "done a", "free pen", "start b"]
+
+
+def test_a_failing_stage_ends_what_is_being_loaded(diary):
+    loadings: list[SlowLoading] = []
+
+    class Hanging(Source):
+        def start(self, request: PartRequest) -> SlowLoading:
+            loadings.append(super().start(request))
+            loadings[-1].allowed.clear()
+            return loadings[-1]
+
+    stages = {"a": Toy((), (), fails, ("pen",)), "b": Toy((), (), gives(), ("ink", "paper"))}
+    with pytest.raises(RuntimeError, match="out of ink"):
+        loading_ahead(Hanging(diary), a=("ink", "paper")).run(stages, {}, HERE)
+    assert [each.cancelled for each in loadings] == [True, True]
+    assert "build ink" not in diary
+    assert diary[-1] == "free ink paper pen"
+    assert not any(thread.name.startswith("loading") for thread in threading.enumerate())
+
+
+def test_the_first_step_is_that_of_the_first_stage_that_counts_steps(diary):
+    def steps(unit: str) -> Callable[..., dict[str, Any]]:
+        def work(state: Any, parts: Any, context: RunContext) -> dict[str, Any]:
+            context.progress.begin(2, unit=unit)
+            for number in range(2):
+                context.progress.advance()
+                moments.append((unit, number, time.perf_counter()))
+                time.sleep(0.01)
+            return {}
+
+        return work
+
+    moments: list[tuple[str, int, float]] = []
+    run = StageExecutor(Source(diary), Screen(diary), Meter)
+    page, step = Toy((), (), steps("page")), Toy((), (), steps("step"))
+    run.run({"a": page, "b": step, "c": step}, {}, HERE)
+    assert run.first_step_at is not None
+    assert moments[1][2] < run.first_step_at <= moments[2][2]
+    run.run({"a": page}, {}, HERE)
+    assert run.first_step_at is None

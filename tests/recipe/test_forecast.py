@@ -29,7 +29,7 @@ MEASURED = {
 
 
 def plan_of(*words: str) -> Plan:
-    words = ("+recipe=ltx23_two_stage", "artifacts=synthetic", "runtime.device=cpu", *words)
+    words = ("+recipe=ltx23_two_stage", "artifacts=synthetic", "runtime.device=cpu", "memory.load_ahead=false", *words)
     plan = make_plan(parse_recipe(compose.compose_config(words)))
     assert not plan.problems
     return plan
@@ -76,6 +76,7 @@ def test_a_plan_shows_every_stages_memory(run_ltxgen, tiny_words, tmp_path: Path
     out = " ".join(result.out.split())
     assert re.search(r"memory: last_use [\d.]+ MiB \(auto\), at most in \w+, of 140 GiB that can be had", out)
     (peaks,) = re.findall("memory: peak of each stage: (.*?) memory:", out)
+    assert "memory: loaded ahead: transformer during prompt, spatial_upscaler and video_statistics during base" in out
     assert [each.split()[0] for each in peaks.split(", ") if "images" not in each] == list(MEASURED)
     assert re.search(r"memory: others at least: resident [\d.]+ MiB, swap [\d.]+ MiB \(host [\d.]+ MiB\), stream", out)
 
@@ -152,6 +153,60 @@ def test_peaks_of_each_policy():
     assert peaks["swap"] == [(7, 0), (13, 0), (2, 12), (13, 0)]
     assert peaks["stream"] == [(7, 0), (5, 10), (4, 10), (5, 10)]
     assert peaks["stream from disk"] == [(7, 0), (5, 0), (4, 0), (5, 0)]
+
+
+@pytest.mark.parametrize(
+    ("device", "ahead", "peaks"),
+    [
+        (100, {"prompt": ["net"], "base": ["up"]}, [19, 14, 14, 13]),
+        (18.9 + FIXED, {"base": ["up"]}, [7, 14, 14, 13]),  # nothing for prompt and the net together
+        (19 + FIXED, {"prompt": ["net"], "base": ["up"]}, [19, 14, 14, 13]),
+    ],
+)
+def test_the_next_stages_components_are_loaded_where_both_fit(device, ahead, peaks):
+    forecast, problems = taken(device, 100)
+    assert (forecast.policy, problems) == ("last_use", [])
+    assert forecast.ahead == ahead
+    assert [peak.device / GIB - FIXED for peak in forecast.stages.values()] == peaks
+    forecast, _ = taken(device, 100, Memory(load_ahead=False))
+    assert forecast.ahead == {}
+    assert [peak.device / GIB - FIXED for peak in forecast.stages.values()] == [7, 13, 14, 13]
+
+
+def test_stages_without_components_are_too_short_to_load_beside():
+    stages = {
+        "prompt": StageNeed((), ("text",), ("encoder",), lambda free: 0),
+        "images": StageNeed((), ("images",), (), lambda free: 0),
+        "base": StageNeed(("text", "images"), (), ("net",), lambda free: 0),
+    }
+    forecaster = Forecaster(stages, {"encoder": ComponentSize(7 * GIB), "net": ComponentSize(12 * GIB)})
+    for policy in ("last_use", "swap"):
+        forecast = forecaster.with_ahead(forecaster.forecast(policy, AMPLE), AMPLE)
+        assert forecast.ahead == {"prompt": ["net"]}
+        found = [(peak.device / GIB - FIXED, peak.host) for peak in forecast.stages.values()]
+        assert found == [(19, 0), (12, 0), (12, 0)], policy
+
+
+def test_what_is_loaded_ahead_counts_under_every_policy():
+    forecaster = stages_of(middle=3)
+    found = {
+        policy: forecaster.with_ahead(forecaster.forecast(policy, AMPLE, num_kept=0), AMPLE)
+        for policy in ("resident", "swap", "stream", "stream from disk")
+    }
+    assert all(each.ahead == {"prompt": ["net"], "base": ["up"]} for each in found.values())
+    peaks = {
+        policy: [(peak.device / GIB - FIXED, peak.host / GIB) for peak in each.stages.values()]
+        for policy, each in found.items()
+    }
+    assert peaks["resident"] == [(19, 0), (22, 0), (22, 0), (22, 0)]
+    assert peaks["swap"] == [(19, 0), (16, 0), (4, 12), (13, 0)]
+    assert peaks["stream"] == [(9, 10), (8, 10), (6, 10), (5, 10)]
+    assert peaks["stream from disk"] == [(9, 0), (8, 0), (6, 0), (5, 0)]
+
+
+def test_without_a_gpu_components_loaded_ahead_must_fit_the_host():
+    assert taken(100, 19 + FIXED, limited=False)[0].ahead == {"prompt": ["net"], "base": ["up"]}
+    assert taken(100, 18 + FIXED, limited=False)[0].ahead == {"base": ["up"]}
 
 
 def test_a_stream_takes_its_memory_where_it_is_read():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.memory.placement import StreamedWeights
 from ltxgen.memory.stream import BlockStream
+from ltxgen.models.transformer.float8 import Float8Layers
 from ltxgen.recipe import parts as parts_module
 from ltxgen.recipe import run as run_module
 from ltxgen.recipe.parts import ArtifactParts
@@ -42,6 +44,21 @@ NAMES = ("checkpoint", "distilled_lora", "text_encoder")
 @pytest.fixture(scope="session")
 def plain(stored_run) -> dict[str, torch.Tensor]:
     return load_file(stored_run("memory=last_use", *LORAS) / "tensors.safetensors")
+
+
+@pytest.fixture(scope="session")
+def plain_in_fp8(stored_run) -> dict[str, torch.Tensor]:
+    return load_file(stored_run("memory=last_use", "precision=fp8", *LORAS) / "tensors.safetensors")
+
+
+@pytest.mark.parametrize("policy", ["swap", "stream", "disk"])
+def test_every_policy_gives_the_same_video_in_fp8(run_ltxgen, tiny_words, tmp_path: Path, plain_in_fp8, policy):
+    words = (*tiny_words, "precision=fp8", "output.tensors=true", f"output.dir={tmp_path / 'out'}")
+    result = run_ltxgen(*words, *LORAS, *POLICIES[policy], cwd=tmp_path)
+    assert result.code == 0, result.err
+    found = load_file(tmp_path / "out" / "tensors.safetensors")
+    assert found.keys() == plain_in_fp8.keys()
+    assert [name for name in plain_in_fp8 if not torch.equal(found[name], plain_in_fp8[name])] == []
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -81,12 +98,18 @@ def artifacts(tiny_set) -> dict[str, ResolvedArtifact]:
     return resolve_all([ArtifactSpec(name, source="embedded") for name in NAMES], Places()).artifacts
 
 
-def streamed(artifacts: dict[str, ResolvedArtifact], source: str, num_kept: int = 0) -> StreamedWeights:
+def streamed(
+    artifacts: dict[str, ResolvedArtifact], source: str, num_kept: int = 0, options: BuildOptions | None = None
+) -> StreamedWeights:
     def read_again(component: str):
         name = "text_encoder" if component == "text_encoder" else "checkpoint"
-        return tensor_reader(component, artifacts[name], torch.float32)
+        return tensor_reader(component, artifacts[name], torch.float32, options)
 
     return StreamedWeights(CPU, {"transformer": num_kept, "text_encoder": num_kept}, source, read_again)
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.float(), other.float())
 
 
 def weights_as_used(transformer: nn.Module) -> dict[str, torch.Tensor]:
@@ -106,25 +129,27 @@ def weights_as_used(transformer: nn.Module) -> dict[str, torch.Tensor]:
     return seen
 
 
+@pytest.mark.parametrize("float8", [None, Float8Layers(("*.audio_ff.*",))], ids=["plain", "fp8"])
 @pytest.mark.parametrize("num_kept", [0, 1])
 @pytest.mark.parametrize("source", ["host", "disk"])
-def test_loras_come_and_go_with_the_blocks(artifacts, source, num_kept):
-    placement = streamed(artifacts, source, num_kept)
-    ours = load_component("transformer", artifacts["checkpoint"], CPU, torch.float32, placement=placement)
-    theirs = load_component("transformer", artifacts["checkpoint"], CPU, torch.float32)
-
-    def read_again():
-        return tensor_reader("transformer", artifacts["checkpoint"], torch.float32)
-
-    fused = FusedLoras(ours, keep_original=None, reload=read_again, placement=placement)
-    expected = FusedLoras(theirs, keep_original="cpu")
+def test_loras_come_and_go_with_the_blocks(artifacts, source, num_kept, float8):
+    options = BuildOptions(float8=float8)
+    placement = streamed(artifacts, source, num_kept, options)
+    ours = load_component("transformer", artifacts["checkpoint"], CPU, torch.float32, options, placement=placement)
+    theirs = load_component("transformer", artifacts["checkpoint"], CPU, torch.float32, options)
+    reload, plain = (
+        functools.partial(tensor_reader, "transformer", artifacts["checkpoint"], torch.float32, each)
+        for each in (options, BuildOptions())
+    )
+    fused = FusedLoras(ours, keep_original=None, reload=reload, plain=plain, placement=placement)
+    expected = FusedLoras(theirs, keep_original="cpu", plain=plain)
     lora = artifacts["distilled_lora"]
     for loras in ([(lora, 0.5)], [(lora, -1.25)], [(lora, 0.5), (lora, 0.1)], []):
         fused.apply(loras)
         expected.apply(loras)
         found, wanted = weights_as_used(ours), weights_as_used(theirs)
         assert found.keys() == wanted.keys()
-        assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+        assert [name for name in wanted if not same(found[name], wanted[name])] == []
         outside = [name for name, _ in theirs.named_parameters() if not name.startswith("transformer_blocks.")]
         assert all(torch.equal(ours.get_parameter(name), theirs.get_parameter(name)) for name in outside)
     placement.released(["transformer"])

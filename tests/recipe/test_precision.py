@@ -6,13 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ltxgen.artifacts.load import load_component
 from ltxgen.config import compose
 from ltxgen.config.recipe import parse_recipe
-from ltxgen.models.transformer.float8 import Float8Layers
+from ltxgen.models.transformer.float8 import Float8Layers, Float8Linear
 from ltxgen.recipe.plan import Plan, make_plan
 from ltxgen.recipe.precision import precision_problems
 
 CUDA = torch.device("cuda", 0)
+FP8 = ("precision=fp8",)
 
 
 @pytest.fixture
@@ -42,6 +44,29 @@ def test_a_plan_says_how_much_runs_in_fp8(plan_of):
 def test_a_pattern_that_spares_nothing_is_refused(plan_of):
     problems = [str(each) for each in plan_of("precision=fp8", "precision.skip=['*.ff.*','*.audio_fff.*']").problems]
     assert problems == ["precision.skip[1] = *.audio_fff.*: matches no layer that could run in fp8"]
+
+
+def test_forecasts_count_what_layers_in_fp8_hold(plan_of):
+    """The predicted peak of base, and the weights of which times are predicted, against the loaded component."""
+    plain, quick = (plan_of("runtime.dtype=bfloat16", "memory.load_ahead=false", *words) for words in ((), FP8))
+    modules = [
+        load_component("transformer", plan.artifacts["checkpoint"], "cpu", plan.dtype, plan.options)
+        for plan in (plain, quick)
+    ]
+    held = [sum(each.nbytes for each in module.state_dict().values()) for module in modules]
+    peaks = [plan.memory.forecast.stages["base"].device for plan in (plain, quick)]
+    assert peaks[0] - peaks[1] == held[0] - held[1] > 0
+    layers = [layer for layer in modules[1].modules() if isinstance(layer, Float8Linear)]
+    assert sum(quick.parallel.cost.float8.weights) == sum(layer.weight.numel() for layer in layers)
+    assert sum(plain.parallel.cost.float8.weights) == 0
+
+
+@pytest.mark.parametrize("memory", ["swap", "stream"])
+def test_weights_in_fp8_may_move(plan_of, memory: str):
+    plan = plan_of("precision=fp8", f"memory={memory}")
+    assert plan.problems == ()
+    assert plan.here == []
+    assert plan.memory.forecast.policy.startswith(memory)
 
 
 def test_sharded_weights_are_refused(plan_of):

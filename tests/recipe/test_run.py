@@ -189,6 +189,7 @@ def test_the_manifest(stored_run, tiny_set):
     for name, stage in stages.items():
         assert stage["seconds"] >= 0, name
         assert stage["load_seconds"] >= 0, name
+        assert stage["loaded_ahead_seconds"] >= 0, name
         assert stage["peak_bytes"] > 1e6, name
     assert (stages["base"]["passes"], stages["refine"]["passes"]) == ([4, 4], [1, 1, 1])
     assert stages["base"]["tokens"] == {"video": VIDEO_TOKENS["base"], "audio": AUDIO_TOKENS}
@@ -196,7 +197,14 @@ def test_the_manifest(stored_run, tiny_set):
     assert stages["refine"]["sigmas"] == pytest.approx([0.909375, 0.725, 0.421875, 0.0])
     assert stages["prompt"]["prompts"]["negative"].startswith("has_subtitles, ")
     assert stages["decode_audio"]["source"] == "base"
-    assert sum(stage["seconds"] + stage["load_seconds"] for stage in stages.values()) <= manifest["seconds"] + 0.1
+    assert stages["base"]["loaded_ahead_seconds"] > 0  # beside the prompt
+    parts = manifest["seconds_of"]
+    assert list(parts) == ["starting", "planning", "loading", "stages", "other"]
+    assert all(seconds >= 0 for seconds in parts.values())
+    assert sum(parts.values()) == pytest.approx(manifest["seconds"], abs=0.01)
+    assert sum(stage["seconds"] for stage in stages.values()) == pytest.approx(parts["stages"], abs=0.01)
+    assert sum(stage["load_seconds"] for stage in stages.values()) == pytest.approx(parts["loading"], abs=0.01)
+    assert 0 < manifest["first_step_seconds"] < manifest["seconds"]
 
 
 def test_launch_numerics_decode_the_sound_of_refine(stored_run, plain):
@@ -228,17 +236,17 @@ class Loads:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.built: list[str] = []
         self.opened: list[str] = []
-        build, init = parts_module.load_component, FileSource.__init__
+        start, init = parts_module.Loading, FileSource.__init__
 
-        def load_component(name: str, *arguments, **options):
+        def loading(name: str, *arguments, **options):
             self.built.append(name)
-            return build(name, *arguments, **options)
+            return start(name, *arguments, **options)
 
         def opened(source: FileSource, path: Path) -> None:
             self.opened.append(path.name)
             init(source, path)
 
-        monkeypatch.setattr(parts_module, "load_component", load_component)
+        monkeypatch.setattr(parts_module, "Loading", loading)
         monkeypatch.setattr(FileSource, "__init__", opened)
 
 

@@ -92,13 +92,6 @@ class Float8Linear(nn.Module):
         """The layer in fp8; on the meta device if `linear` is."""
         return cls(scaled_rows(linear.weight.detach()), linear.bias)
 
-    @torch.no_grad()
-    def hold(self, weight: Tensor) -> None:
-        """Take a plain weight (N, K) in place of the one that is held."""
-        values, scales = scaled_rows(weight)
-        self.weight.copy_(values)
-        self.weight_scale.copy_(scales)
-
     def forward(self, x: Tensor) -> Tensor:
         """x (..., T, K) to (..., T, N) in its dtype."""
         return self.product(scaled_rows(x), x.dtype)

@@ -6,6 +6,7 @@ C width of the video stream, A of the audio stream, T tokens, S text tokens
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
@@ -60,6 +61,47 @@ def _across(config: TransformerConfig, T: int, T_audio: int, num_shards: int) ->
     own, own_audio = math.ceil(T / num_shards), math.ceil(T_audio / num_shards)
     linear = 2 * own * 4 * C * A + 2 * own_audio * 4 * A * A
     return Flops(linear, 4 * A * (own * T_audio + own_audio * T))
+
+
+class ByToken(NamedTuple):
+    """A number for each token of a kind."""
+
+    video: int = 0
+    audio: int = 0
+    text: int = 0
+
+    def of(self, video: float, audio: float, text: float) -> float:
+        """For so many tokens."""
+        return self.video * video + self.audio * audio + self.text * text
+
+
+class LinearWork(NamedTuple):
+    """Of linear layers: the weights, and the values that go in, for each token that passes through."""
+
+    weights: ByToken = ByToken()
+    inputs: ByToken = ByToken()
+
+
+def linear_work(layers: Mapping[str, tuple[int, int]]) -> LinearWork:
+    """Of layers within blocks, by name, with shapes (outputs, inputs)."""
+    weights, inputs = dict.fromkeys(ByToken._fields, 0), dict.fromkeys(ByToken._fields, 0)
+    for name, (rows, columns) in layers.items():
+        kind = _tokens_of(*name.split(".")[2:4])
+        weights[kind] += rows * columns
+        inputs[kind] += columns
+    return LinearWork(ByToken(**weights), ByToken(**inputs))
+
+
+def _tokens_of(part: str, layer: str) -> str:
+    """Of which tokens a block's linear layer works: a side that attends has queries and outputs."""
+    is_memory = layer in ("to_k", "to_v")
+    if part in ("attn2", "audio_attn2") and is_memory:
+        return "text"
+    if part == "audio_to_video_attn":
+        return "audio" if is_memory else "video"
+    if part == "video_to_audio_attn":
+        return "video" if is_memory else "audio"
+    return "audio" if part.startswith("audio_") else "video"
 
 
 def block_parameters(config: TransformerConfig, *, has_video: bool = True) -> int:
