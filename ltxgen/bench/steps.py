@@ -23,6 +23,7 @@ from ltxgen.bench.peers import Forward, relative_l2
 from ltxgen.bench.results import Entry, PeerFigure
 from ltxgen.bench.timing import Log, alternate
 from ltxgen.bench.work import PLAIN, milliseconds, step_flops
+from ltxgen.diffusion.conditions import Conditions as StageConditions
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.diffusion.grids import AudioGrid, VideoGrid
 from ltxgen.diffusion.latents import LatentState
@@ -34,7 +35,7 @@ from ltxgen.models.transformer.flops import Flops
 from ltxgen.parallel.cost import TEXT_TOKENS
 from ltxgen.recipe.plan import Plan
 from ltxgen.sampler.protocol import Denoise as Predict
-from ltxgen.sampler.protocol import Evaluation, one_a_step
+from ltxgen.sampler.protocol import Evaluation, Memory, OnStep, one_a_step
 from ltxgen.stage.denoise import NOISE, Denoise
 from ltxgen.stage.protocol import RunContext
 
@@ -79,7 +80,15 @@ class HandOut:
         return one_a_step(sigmas)
 
     def sample(
-        self, states: Pair[LatentState], sigmas: Tensor, denoise: Predict, noise: NoiseSource
+        self,
+        states: Pair[LatentState],
+        sigmas: Tensor,
+        denoise: Predict,
+        noise: NoiseSource,
+        on_step: OnStep | None = None,
+        *,
+        start: int = 0,
+        memory: Memory | None = None,
     ) -> Pair[LatentState]:
         self._receive(states, sigmas, denoise)
         return states
@@ -218,7 +227,9 @@ def random_state(stage: Denoise, transformer: Transformer) -> dict[str, Any]:
     def prompt() -> Context:
         return Context(*(noise.draw((1, TEXT_TOKENS, width)) for width in widths))
 
+    nothing_known: StageConditions = Pair((), ())
     state: dict[str, Any] = {NOISE: noise, stage.config.context: Contexts(prompt(), prompt())}
+    state |= dict.fromkeys(stage.config.conditions, nothing_known)
     if stage.config.video is not None:
         state[stage.config.video] = noise.draw((1, video.channels, video.frames, video.height, video.width))
     if stage.config.audio is not None:

@@ -49,6 +49,8 @@ class Euler:
         for step, (sigma, next_sigma) in enumerate(pairwise(sigmas.tolist()[start:]), start):
             x0 = denoise(states, sigma, step)
             states = states.map(partial(_advance, sigma=sigma, next_sigma=next_sigma), x0)
+            if on_step is not None:
+                on_step(step, states)
         return states
 
 

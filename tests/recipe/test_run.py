@@ -226,7 +226,8 @@ def test_launch_numerics_decode_the_sound_of_refine(stored_run, plain):
     ],
 )
 def test_whose_sound_is_decoded(numerics, source, read):
-    setting = SimpleNamespace(numerics=Numerics.named(numerics), dtype=torch.float32)
+    numbers, stages = Numerics.named(numerics), ("base", "refine")
+    setting = SimpleNamespace(numerics=numbers, dtype=torch.float32, denoised=stages, last_denoised="refine")
     assert DecodeAudioConfig(source).build("sound", setting).reads == (f"{read}.audio",)
 
 
