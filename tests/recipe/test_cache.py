@@ -77,17 +77,17 @@ def warm(lab, filled) -> Lab:
 def built(monkeypatch) -> list[str]:
     """Names of the components that were loaded."""
     names: list[str] = []
-    load, tokenizer = parts_module.load_component, parts_module.load_tokenizer
+    start, tokenizer = parts_module.Loading, parts_module.load_tokenizer
 
-    def load_component(name: str, *arguments: Any, **options: Any) -> Any:
+    def loading(name: str, *arguments: Any, **options: Any) -> Any:
         names.append(name)
-        return load(name, *arguments, **options)
+        return start(name, *arguments, **options)
 
     def load_tokenizer(artifact: Any) -> Any:
         names.append("tokenizer")
         return tokenizer(artifact)
 
-    monkeypatch.setattr(parts_module, "load_component", load_component)
+    monkeypatch.setattr(parts_module, "Loading", loading)
     monkeypatch.setattr(parts_module, "load_tokenizer", load_tokenizer)
     return names
 
