@@ -17,7 +17,7 @@ from ltxgen.config.errors import Refusal
 from ltxgen.media.read import read_video
 
 SMALL = {"height": 64, "width": 64, "num_frames": 9}
-OVERRIDES = ["model=ltx23_tiny", "stages.base.steps=2"]
+OVERRIDES = ["model=ltx23_tiny", "stages.base.steps=2", "cache=off"]
 
 
 @pytest.fixture(scope="module")

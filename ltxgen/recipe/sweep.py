@@ -225,7 +225,7 @@ def _run_one(walk: Walk, job: PlannedJob, coming: Sequence[Plan]) -> str | None:
     """Run a job; returns what it failed with. Its error, with all that hangs on it, is gone by then."""
     try:
         parts = walk.session.parts(job.plan, coming, walk.progress.note)
-        run_plan(job.plan, job.config, walk.progress, walk.ranks, parts=parts)
+        run_plan(job.plan, job.config, walk.progress, walk.ranks, parts)
     except Exception as error:
         if walk.ranks.world_size > 1:
             raise  # the others wait for this rank

@@ -79,11 +79,11 @@ def warm(lab, filled) -> Lab:
 def built(monkeypatch) -> list[str]:
     """Names of the components that were loaded."""
     names: list[str] = []
-    load, tokenizer = parts_module.Loading, parts_module.load_tokenizer
+    start, tokenizer = parts_module.Loading, parts_module.load_tokenizer
 
     def loading(name: str, *arguments: Any, **options: Any) -> Any:
         names.append(name)
-        return load(name, *arguments, **options)
+        return start(name, *arguments, **options)
 
     def load_tokenizer(artifact: Any) -> Any:
         names.append("tokenizer")
@@ -108,7 +108,7 @@ def test_the_same_again_loads_what_makes_the_file(warm, filled, built):
     assert again.ran == ALWAYS
     assert built == ["video_decoder"]
     assert again.video == filled[1].video
-    described = {"seconds", "load_seconds", "peak_bytes", "from", "resumed after step"}
+    described = {"seconds", "load_seconds", "loaded_ahead_seconds", "peak_bytes", "from", "resumed after step"}
     for name in STAGES:
         mine, first = (
             {fact: value for fact, value in run.stages[name].items() if fact not in described}
