@@ -60,7 +60,7 @@ def test_a_whole_run_says_where_its_time_went(measured):
     run = entry(data, "run 64x64x9")["details"]
     stages = [name for name in run["stages"] if "images" not in name]
     assert stages == ["prompt", "base", "upsample", "refine", "decode_video", "decode_audio", "write"]
-    assert all(stage["seconds"] > 0 for stage in run["stages"].values())
+    assert all(run["stages"][name]["seconds"] > 0 for name in stages)
     parts = run["computing_seconds"] + run["loading_seconds"] + run["rest_seconds"]
     assert parts == pytest.approx(entry(data, "run 64x64x9")["ms"] / 1000)
     assert "beside them" in result.out
