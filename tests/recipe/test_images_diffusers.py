@@ -228,6 +228,7 @@ def test_references(masked: bool, run, pictures, tiny_set, tmp_path: Path, monke
         words = ["stages.base.reference_attention=0.5", "request.reference_mask.path=mask.mp4"]
     ours = run(
         "+recipe=ltx23_ic_lora",
+        f"artifacts.checkpoint.path={tiny_set.file('checkpoint')}",
         "request.images=[{path: 1.png, frame: 9}]",
         "request.references=[{path: ref.mp4}, {path: ref.mp4}]",
         "stages.base.loras.ic_lora=0.8",
