@@ -48,7 +48,9 @@ def test_compiled_blocks_are_as_near_the_plain_model_as_blocks_that_are_not():
     compile_blocks(quick)
     for model in (plain, quick):
         for found, right in zip(model.forward_passes(step), wanted, strict=True):
-            assert all(1e-3 < relative_l2(one, other) < 0.1 for one, other in zip(found, right, strict=True))
+            video, audio = (relative_l2(one, other) for one, other in zip(found, right, strict=True))
+            assert 1e-3 < video < 0.1
+            assert audio < 0.1  # 0 where audio is by itself: its layers are too narrow for fp8
 
 
 def test_a_run_in_fp8_predicts_as_float32_within_its_rounding(tmp_path):
