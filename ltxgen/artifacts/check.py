@@ -13,7 +13,7 @@ from pathlib import Path
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, TOKENIZER, BuildOptions, ComponentSpec, artifact_of
 from ltxgen.artifacts.float8 import FLOAT8_FORMATS
-from ltxgen.artifacts.load import build_on_meta, first_names, key_problems, open_source
+from ltxgen.artifacts.load import build_on_meta, component_shapes, first_names, key_problems, open_source
 from ltxgen.artifacts.lora import linear_weights, match_lora
 from ltxgen.artifacts.safetensors_file import BadFile, check_is_real_file, read_header
 from ltxgen.artifacts.source import FileSource, TensorSource, weight_files
@@ -105,8 +105,7 @@ def component_problems(spec: ComponentSpec, artifact: ResolvedArtifact, options:
     """Whether the file holds exactly the component's tensors, by name and shape."""
     try:
         with open_source(artifact, spec, options) as source:
-            module = build_on_meta(spec, artifact, options, source.shapes)
-            wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+            wanted = component_shapes(spec, artifact, options, source.shapes)
             file_keys = spec.file_keys(source.shapes)
             if problem := _fp8_problem(spec, source, file_keys.values()):
                 return [problem]

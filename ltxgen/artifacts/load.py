@@ -6,6 +6,7 @@ module is built on the meta device, and tensors are read, moved and cast in the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
@@ -21,7 +22,7 @@ from ltxgen.artifacts.safetensors_file import ALL_ROWS, BadFile
 from ltxgen.artifacts.source import FileSource, TensorSource
 from ltxgen.artifacts.synthetic import SyntheticSource
 from ltxgen.config.errors import Problem, Refusal
-from ltxgen.models.transformer.float8 import Float8Linear, use_float8
+from ltxgen.models.transformer.float8 import FLOAT8, use_float8
 
 NAMES_SHOWN = 5
 
@@ -199,10 +200,15 @@ def _stored_source(
 
 
 def component_shapes(
-    spec: ComponentSpec, artifact: ResolvedArtifact, options: BuildOptions
+    spec: ComponentSpec,
+    artifact: ResolvedArtifact,
+    options: BuildOptions,
+    stored: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of a component's tensors by their keys in its module. Raises as `build_on_meta`."""
-    module = build_on_meta(spec, artifact, options, {})
+    """The shapes of a component's tensors by their keys in its module; `stored` and errors as of `build_on_meta`."""
+    if spec.shapes is not None:
+        return dict(spec.shapes(artifact.config))
+    module = build_on_meta(spec, artifact, options, stored or {})
     return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 
 
@@ -211,17 +217,14 @@ def component_bytes(
 ) -> dict[str, int]:
     """What a component's tensors take, by their keys in its module, once it is loaded. Raises as `build_on_meta`."""
     with open_source(artifact, spec, options) as source:
-        module = build_on_meta(spec, artifact, options, source.shapes)
-    in_float8 = {
-        name + suffix
-        for name, layer in module.named_modules()
-        if isinstance(layer, Float8Linear)
-        for suffix in (WEIGHT, SCALE)
-    }
-    return {
-        key: tensor.numel() * (tensor.itemsize if key in in_float8 else dtype.itemsize)
-        for key, tensor in module.state_dict().items()
-    }
+        shapes = component_shapes(spec, artifact, options, source.shapes)
+
+    def itemsize(key: str) -> int:
+        if key.endswith(SCALE):
+            return torch.float32.itemsize
+        return FLOAT8.itemsize if key.removesuffix(WEIGHT) + SCALE in shapes else dtype.itemsize
+
+    return {key: math.prod(shape) * itemsize(key) for key, shape in shapes.items()}
 
 
 def build_on_meta(

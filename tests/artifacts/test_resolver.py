@@ -344,7 +344,7 @@ def test_digest_is_remembered_by_size_and_time_and_taken_from_the_hub_cache(tmp_
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     artifact = ResolvedArtifact("x", path, place="", reason="")
     assert artifact.sha256 == digest
-    monkeypatch.setattr(hashing, "_digest", lambda path: "read again")
+    monkeypatch.setattr(hashing, "_digest", lambda path, ended: "read again")
     assert artifact.sha256 == digest
     write(path, "2.3.10")
     assert artifact.sha256 == "read again"
