@@ -13,8 +13,8 @@ from pathlib import Path
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, TOKENIZER, BuildOptions, ComponentSpec, artifact_of
 from ltxgen.artifacts.float8 import FLOAT8_FORMATS
-from ltxgen.artifacts.load import build_on_meta, component_shapes, first_names, key_problems, open_source
-from ltxgen.artifacts.lora import linear_weights, match_lora
+from ltxgen.artifacts.load import component_shapes, first_names, key_problems, open_source
+from ltxgen.artifacts.lora import linear_shapes, match_lora
 from ltxgen.artifacts.safetensors_file import BadFile, check_is_real_file, read_header
 from ltxgen.artifacts.source import FileSource, TensorSource, weight_files
 from ltxgen.config.errors import Problem, Refusal
@@ -68,7 +68,7 @@ def check_loras(
 ) -> tuple[list[Problem], list[str]]:
     """Match LoRAs to the checkpoint's transformer: problems, and notes about keys that will have no effect."""
     try:
-        weights = linear_weights(build_on_meta(COMPONENTS["transformer"], checkpoint, options or BuildOptions(), {}))
+        weights = linear_shapes(component_shapes(COMPONENTS["transformer"], checkpoint, options or BuildOptions()))
     except (BadFile, ValueError):
         return [], []  # the checkpoint's own problem, reported where it is checked
     problems: list[Problem] = []

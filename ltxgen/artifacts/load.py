@@ -208,8 +208,17 @@ def component_shapes(
     """The shapes of a component's tensors by their keys in its module; `stored` and errors as of `build_on_meta`."""
     if spec.shapes is not None:
         return dict(spec.shapes(artifact.config))
-    module = build_on_meta(spec, artifact, options, stored or {})
-    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    stored = stored or {}
+    num_states = spec.options_for(options, artifact.config, stored).num_text_states
+    question = (
+        spec.name,
+        num_states if spec.name == "text_projection" else None,
+        frozenset(scaled_layers(spec, stored)),
+    )
+    if question not in artifact.shapes:
+        module = build_on_meta(spec, artifact, options, stored)
+        artifact.shapes[question] = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    return artifact.shapes[question]
 
 
 def component_bytes(
@@ -238,9 +247,13 @@ def build_on_meta(
     with torch.device("meta"):
         module = spec.build(artifact.config, chosen)
     linear = {name for name, layer in module.named_modules() if type(layer) is nn.Linear}
-    scaled = {key.removesuffix(SCALE) for key in spec.file_keys(shapes) if key.endswith(SCALE)}
-    use_float8(module, linear & scaled)
+    use_float8(module, linear & scaled_layers(spec, shapes))
     return module
+
+
+def scaled_layers(spec: ComponentSpec, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """The layers that come in fp8 from a source of tensors with these shapes."""
+    return {key.removesuffix(SCALE) for key in spec.file_keys(shapes) if key.endswith(SCALE)}
 
 
 def key_problems(
