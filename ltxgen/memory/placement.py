@@ -113,7 +113,9 @@ class StreamedWeights:
         for name in self._streams.keys() & set(names):
             stream = self._streams.pop(name)
             stream.close()
-            self._weights = {key: each for key, each in self._weights.items() if each.stream is not stream}
+            for parameters in stream.parameters.values():  # one by one: a thread may be adding another component's
+                for parameter in parameters.values():
+                    self._weights.pop(id(parameter), None)
             self._files.pop(name, ExitStack()).close()
 
     def _store(self, component: str, numbers: Sequence[int]) -> Store:
