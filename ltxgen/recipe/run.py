@@ -107,7 +107,7 @@ def run_into(
         shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
     wall = WallTime.of(began, started, executor.first_step_at, executor.records.values(), time.perf_counter())
     write_manifest(plan, executor.records, wall, folder / "manifest.json")
-    progress.note(str(wall))
+    progress.note(f"run: {wall}")
 
 
 def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:

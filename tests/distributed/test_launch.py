@@ -98,7 +98,7 @@ def start(tmp_path: Path, tiny_set, offline) -> Iterator[Callable[..., Job]]:
 
 def told(err: str) -> list[str]:
     """The messages of ltxgen, without the lines of progress."""
-    return [line for line in err.splitlines() if not line.startswith("fault: ")]
+    return [line for line in err.splitlines() if not line.startswith(("fault: ", "run: "))]
 
 
 def test_two_ranks_give_the_video_of_one(start, stored_run, tiny_words, tmp_path: Path):
