@@ -225,8 +225,10 @@ def component_bytes(
     spec: ComponentSpec, artifact: ResolvedArtifact, options: BuildOptions, dtype: torch.dtype
 ) -> dict[str, int]:
     """What a component's tensors take, by their keys in its module, once it is loaded. Raises as `build_on_meta`."""
-    with open_source(artifact, spec, options) as source:
-        shapes = component_shapes(spec, artifact, options, source.shapes)
+    shapes = component_shapes(spec, artifact, options)
+    if options.float8 is not None:  # which layers are in fp8 depends on what the file stores
+        with open_source(artifact, spec, options) as source:
+            shapes = component_shapes(spec, artifact, options, source.shapes)
 
     def itemsize(key: str) -> int:
         if key.endswith(SCALE):
