@@ -106,6 +106,8 @@ class ResolvedArtifact:
     synthetic_config: Mapping[str, Any] | None = None
     seed: int = 0
     config_path: str = field(default="")
+    shapes: dict[Any, dict[str, tuple[int, ...]]] = field(init=False, default_factory=dict, repr=False, compare=False)
+    """Of components that were built from its config: `load.component_shapes` remembers them, a plan asks often."""
 
     @property
     def is_synthetic(self) -> bool:

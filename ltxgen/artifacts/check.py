@@ -20,8 +20,8 @@ from ltxgen.artifacts.components import (
     artifact_of,
 )
 from ltxgen.artifacts.float8 import FLOAT8_FORMATS
-from ltxgen.artifacts.load import build_on_meta, first_names, key_problems, open_source
-from ltxgen.artifacts.lora import linear_weights, match_lora
+from ltxgen.artifacts.load import component_shapes, first_names, key_problems, open_source
+from ltxgen.artifacts.lora import linear_shapes, match_lora
 from ltxgen.artifacts.safetensors_file import BadFile, check_is_real_file, read_header
 from ltxgen.artifacts.source import FileSource, TensorSource, weight_files
 from ltxgen.config.errors import Problem, Refusal
@@ -75,7 +75,7 @@ def check_loras(
 ) -> tuple[list[Problem], list[str]]:
     """Match LoRAs to the checkpoint's transformer: problems, and notes about keys that will have no effect."""
     try:
-        weights = linear_weights(build_on_meta(COMPONENTS["transformer"], checkpoint, options or BuildOptions(), {}))
+        weights = linear_shapes(component_shapes(COMPONENTS["transformer"], checkpoint, options or BuildOptions()))
     except (BadFile, ValueError):
         return [], []  # the checkpoint's own problem, reported where it is checked
     problems: list[Problem] = []
@@ -112,8 +112,7 @@ def component_problems(spec: ComponentSpec, artifact: ResolvedArtifact, options:
     """Whether the file holds exactly the component's tensors, by name and shape."""
     try:
         with open_source(artifact, spec, options) as source:
-            module = build_on_meta(spec, artifact, options, source.shapes)
-            wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+            wanted = component_shapes(spec, artifact, options, source.shapes)
             file_keys = spec.file_keys(source.shapes)
             if problem := _fp8_problem(spec, source, file_keys.values()):
                 return [problem]

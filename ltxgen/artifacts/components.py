@@ -91,7 +91,7 @@ class GemmaKeys:
     """Gemma files come with several prefixes; the text encoder's own table knows them."""
 
     def module_key(self, file_key: str) -> str | None:
-        from ltxgen.models.text_encoder.gemma import state_dict_key
+        from ltxgen.models.text_encoder.layout import state_dict_key
 
         return state_dict_key(file_key)
 
@@ -103,7 +103,8 @@ class GemmaKeys:
 class ComponentSpec:
     """One component: its artifact, the builder of its module from the artifact's whole config, its keys.
 
-    section: the part of the config that the builder reads, for messages; empty when it reads all of it.
+    section: the part of the config that the builder reads, for messages; empty when it reads all of it. shapes: of the
+    module's tensors by name, where they are known without building it.
     """
 
     name: str
@@ -111,6 +112,7 @@ class ComponentSpec:
     build: Callable[[Config, BuildOptions], nn.Module]
     keys: KeyRules
     section: str = ""
+    shapes: Callable[[Config], Shapes] | None = None
 
     def file_keys(self, available: Iterable[str]) -> dict[str, str]:
         """Module key -> file key for all tensors of a file that belong to the component."""
@@ -202,6 +204,12 @@ def _text_encoder(config: Config, options: BuildOptions) -> nn.Module:
     return GemmaTextEncoder(config)
 
 
+def _text_encoder_shapes(config: Config) -> Shapes:
+    from ltxgen.models.text_encoder.layout import parameter_shapes
+
+    return parameter_shapes(config)
+
+
 def _video_statistics(config: Config, options: BuildOptions) -> nn.Module:
     from ltxgen.models.video_vae import PerChannelStatistics, VideoVAEConfig
 
@@ -265,7 +273,7 @@ def _statistics(vae: str, in_module: str = "per_channel_statistics.") -> tuple[t
 COMPONENTS: Mapping[str, ComponentSpec] = {
     spec.name: spec
     for spec in (
-        ComponentSpec("text_encoder", "text_encoder", _text_encoder, GemmaKeys()),
+        ComponentSpec("text_encoder", "text_encoder", _text_encoder, GemmaKeys(), shapes=_text_encoder_shapes),
         ComponentSpec(
             "text_projection",
             "checkpoint",

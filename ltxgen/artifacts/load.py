@@ -6,6 +6,7 @@ module is built on the meta device, and tensors are read, moved and cast in the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
@@ -21,7 +22,7 @@ from ltxgen.artifacts.safetensors_file import ALL_ROWS, BadFile
 from ltxgen.artifacts.source import FileSource, TensorSource
 from ltxgen.artifacts.synthetic import SyntheticSource
 from ltxgen.config.errors import Problem, Refusal
-from ltxgen.models.transformer.float8 import Float8Linear, use_float8
+from ltxgen.models.transformer.float8 import FLOAT8, use_float8
 
 NAMES_SHOWN = 5
 
@@ -199,29 +200,42 @@ def _stored_source(
 
 
 def component_shapes(
-    spec: ComponentSpec, artifact: ResolvedArtifact, options: BuildOptions
+    spec: ComponentSpec,
+    artifact: ResolvedArtifact,
+    options: BuildOptions,
+    stored: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of a component's tensors by their keys in its module. Raises as `build_on_meta`."""
-    module = build_on_meta(spec, artifact, options, {})
-    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    """The shapes of a component's tensors by their keys in its module; `stored` and errors as of `build_on_meta`."""
+    if spec.shapes is not None:
+        return dict(spec.shapes(artifact.config))
+    stored = stored or {}
+    num_states = spec.options_for(options, artifact.config, stored).num_text_states
+    question = (
+        spec.name,
+        num_states if spec.name == "text_projection" else None,
+        frozenset(scaled_layers(spec, stored)),
+    )
+    if question not in artifact.shapes:
+        module = build_on_meta(spec, artifact, options, stored)
+        artifact.shapes[question] = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    return artifact.shapes[question]
 
 
 def component_bytes(
     spec: ComponentSpec, artifact: ResolvedArtifact, options: BuildOptions, dtype: torch.dtype
 ) -> dict[str, int]:
     """What a component's tensors take, by their keys in its module, once it is loaded. Raises as `build_on_meta`."""
-    with open_source(artifact, spec, options) as source:
-        module = build_on_meta(spec, artifact, options, source.shapes)
-    in_float8 = {
-        name + suffix
-        for name, layer in module.named_modules()
-        if isinstance(layer, Float8Linear)
-        for suffix in (WEIGHT, SCALE)
-    }
-    return {
-        key: tensor.numel() * (tensor.itemsize if key in in_float8 else dtype.itemsize)
-        for key, tensor in module.state_dict().items()
-    }
+    shapes = component_shapes(spec, artifact, options)
+    if options.float8 is not None:  # which layers are in fp8 depends on what the file stores
+        with open_source(artifact, spec, options) as source:
+            shapes = component_shapes(spec, artifact, options, source.shapes)
+
+    def itemsize(key: str) -> int:
+        if key.endswith(SCALE):
+            return torch.float32.itemsize
+        return FLOAT8.itemsize if key.removesuffix(WEIGHT) + SCALE in shapes else dtype.itemsize
+
+    return {key: math.prod(shape) * itemsize(key) for key, shape in shapes.items()}
 
 
 def build_on_meta(
@@ -235,9 +249,13 @@ def build_on_meta(
     with torch.device("meta"):
         module = spec.build(artifact.config, chosen)
     linear = {name for name, layer in module.named_modules() if type(layer) is nn.Linear}
-    scaled = {key.removesuffix(SCALE) for key in spec.file_keys(shapes) if key.endswith(SCALE)}
-    use_float8(module, linear & scaled)
+    use_float8(module, linear & scaled_layers(spec, shapes))
     return module
+
+
+def scaled_layers(spec: ComponentSpec, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """The layers that come in fp8 from a source of tensors with these shapes."""
+    return {key.removesuffix(SCALE) for key in spec.file_keys(shapes) if key.endswith(SCALE)}
 
 
 def key_problems(

@@ -76,10 +76,15 @@ class Fusion:
 
 def linear_weights(module: nn.Module) -> dict[str, tuple[int, int]]:
     """Module name -> (out, in) of every 2-D `weight`: what a LoRA can change. Works on the meta device."""
+    return linear_shapes({name: tuple(parameter.shape) for name, parameter in module.named_parameters()})
+
+
+def linear_shapes(shapes: Shapes) -> dict[str, tuple[int, int]]:
+    """As `linear_weights`, of a module's parameters by name."""
     return {
-        name.removesuffix(".weight"): (parameter.shape[0], parameter.shape[1])
-        for name, parameter in module.named_parameters()
-        if name.endswith(".weight") and parameter.dim() == 2
+        name.removesuffix(".weight"): (shape[0], shape[1])
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2
     }
 
 

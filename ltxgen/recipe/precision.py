@@ -11,8 +11,8 @@ import torch
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import COMPONENTS, TRANSFORMERS, BuildOptions
 from ltxgen.artifacts.float8 import SCALE, WEIGHT, Float8Source
-from ltxgen.artifacts.load import build_on_meta, open_source
-from ltxgen.artifacts.lora import linear_weights
+from ltxgen.artifacts.load import component_shapes, open_source
+from ltxgen.artifacts.lora import linear_shapes
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import Problem, did_you_mean
 from ltxgen.models.transformer.float8 import Float8Layers, candidates
@@ -59,10 +59,10 @@ def _lacking(device: torch.device) -> str | None:
 def _skip_problems(chosen: Float8Layers, checkpoint: ResolvedArtifact) -> list[Problem]:
     """Patterns that match nothing, which leave in fp8 what was to be spared."""
     try:
-        module = build_on_meta(COMPONENTS["transformer"], checkpoint, BuildOptions(), {})
+        shapes = component_shapes(COMPONENTS["transformer"], checkpoint, BuildOptions())
     except (BadFile, ValueError):
         return []  # the checkpoint's own check says what is wrong with it
-    names = candidates(linear_weights(module).items())
+    names = candidates(linear_shapes(shapes).items())
     return [
         Problem(
             f"precision.skip[{index}]", pattern, f"matches no layer that could run in fp8{did_you_mean(pattern, names)}"

@@ -147,7 +147,7 @@ def run_into(
         shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
     took = wall(executor.records)
     write_manifest(plan, executor.records, took, folder / MANIFEST)
-    progress.note(str(took))
+    progress.note(f"run: {took}")
 
 
 def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from transformers import Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration, Gemma3TextConfig
 
 from ltxgen.models.connectors import Connector, ConnectorConfig
-from ltxgen.models.text_encoder import (
+from ltxgen.models.text_encoder.features import FeatureExtractorConfig, FeatureExtractorV1, FeatureExtractorV2
+from ltxgen.models.text_encoder.gemma import GemmaTextEncoder
+from ltxgen.models.text_encoder.layout import (
+    DEFAULT_SIZES,
     IGNORED_KEY_PREFIXES,
     KEY_PREFIXES,
-    FeatureExtractorConfig,
-    FeatureExtractorV1,
-    FeatureExtractorV2,
-    GemmaTextEncoder,
-    GemmaTokenizer,
+    parameter_shapes,
     state_dict_key,
 )
+from ltxgen.models.text_encoder.tokenizer import GemmaTokenizer
 
 # The caption keys by which a checkpoint says that it is LTX-2.3.
 CAPTION_KEYS = {
@@ -471,3 +471,28 @@ def test_unusable_tokenizer_folders_are_refused(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, adds_bos=False, config={"bos_token": "<s>"})
     with pytest.raises(ValueError, match="BOS token '<s>'"):
         GemmaTokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"attention_bias": True, "num_key_value_heads": 1},
+        {"head_dim": None},
+        dict.fromkeys(("intermediate_size", "num_key_value_heads", "vocab_size")),
+    ],
+)
+def test_shapes_are_known_without_transformers(changed: dict[str, object]):
+    """None stands for a size that config.json leaves out."""
+    text = {name: value for name, value in (TINY_GEMMA_TEXT | changed).items() if value is not None}
+    with torch.device("meta"):
+        encoder = GemmaTextEncoder({"text_config": text})
+    wanted = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    assert parameter_shapes({"text_config": text}) == wanted
+
+
+def test_defaults_are_those_of_transformers():
+    from transformers import Gemma3TextConfig
+
+    config = Gemma3TextConfig()
+    assert {name: getattr(config, name) for name in DEFAULT_SIZES} == DEFAULT_SIZES

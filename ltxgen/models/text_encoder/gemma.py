@@ -10,27 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Gemma3TextConfig, Gemma3TextModel
 
-# Where files keep the text tower: each of these stands for our `model.`. Longest first, the first match counts;
-# the empty one is for files that hold `embed_tokens.`, `layers.` and `norm.` bare.
-KEY_PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.", "")
-# What multi-modal and causal-LM files hold besides it. The LM head is tied to the embedding and not needed here.
-IGNORED_KEY_PREFIXES = (
-    "vision_tower.",
-    "model.vision_tower.",
-    "multi_modal_projector.",
-    "model.multi_modal_projector.",
-    "lm_head.",
-    "model.lm_head.",
-    "language_model.lm_head.",
-)
-
-
-def state_dict_key(file_key: str) -> str | None:
-    """Name under which `GemmaTextEncoder` holds a tensor of a Gemma file; None for a tensor it doesn't use."""
-    if file_key.startswith(IGNORED_KEY_PREFIXES):
-        return None
-    prefix = next(prefix for prefix in KEY_PREFIXES if file_key.startswith(prefix))
-    return "model." + file_key.removeprefix(prefix)
+from ltxgen.models.text_encoder.layout import text_section
 
 
 class GemmaTextEncoder(nn.Module):
@@ -99,13 +79,7 @@ def causal_mask(mask: Tensor) -> Tensor:
 
 def text_config(config: Mapping[str, Any]) -> Gemma3TextConfig:
     """The text tower's configuration out of a Gemma 3 config.json, for SDPA."""
-    text = dict(config.get("text_config", config))
-    model_type = text.get("model_type", "gemma3_text")
-    if model_type != "gemma3_text":
-        raise ValueError(f"text encoder model_type = {model_type!r}: must be 'gemma3' or 'gemma3_text' (Gemma 3)")
-    if text.get("use_bidirectional_attention"):
-        raise ValueError("text encoder use_bidirectional_attention = true: must be false, LTX encodes causally")
-    parsed = Gemma3TextConfig(**_portable_rope(text))
+    parsed = Gemma3TextConfig(**_portable_rope(text_section(config)))
     parsed._attn_implementation = "sdpa"
     return parsed
 

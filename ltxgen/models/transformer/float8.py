@@ -90,7 +90,14 @@ class Float8Linear(nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear) -> Self:
         """The layer in fp8; on the meta device if `linear` is."""
-        return cls(scaled_rows(linear.weight.detach()), linear.bias)
+        weight = linear.weight.detach()
+        if weight.is_meta:  # nothing to compute, and torch takes milliseconds to find that out
+            made = Scaled(
+                torch.empty_like(weight, dtype=FLOAT8), weight.new_empty((len(weight), 1), dtype=torch.float32)
+            )
+        else:
+            made = scaled_rows(weight)
+        return cls(made, linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., T, K) to (..., T, N) in its dtype."""
