@@ -148,6 +148,7 @@ PLANS = [
     },
     {
         "stages.base.sigmas=[1,0]": "stages.base.steps = 2: set either it or stages.base.sigmas, the other to null",
+        "stages.base.schedule.tokens=200000": "stages.base.schedule = ltx2: 200000 tokens: too many for this schedule",
         "stages.refine.sigmas=[0.5,0.7,0]": "must fall strictly, but 0.7 follows 0.5",
     },
     {

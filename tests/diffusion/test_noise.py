@@ -50,3 +50,12 @@ def test_a_seed_is_the_same_on_any_device_unless_drawn_there():
     generator = torch.Generator("cuda").manual_seed(10)
     expected = torch.randn(SHAPES[0], generator=generator, dtype=torch.bfloat16, device="cuda")
     assert torch.equal(drawn_there, expected)
+
+
+@pytest.mark.parametrize("draw_on", ["cpu", "device"])
+def test_a_seeded_source_is_its_own_and_may_be_in_fp64(draw_on):
+    run = NoiseSource(10, dtype=torch.bfloat16, draw_on=draw_on)
+    own = run.seeded(-1, torch.float64)
+    expected = torch.randn(3, 4, generator=torch.Generator().manual_seed(-1), dtype=torch.float64)
+    assert torch.equal(own.draw((3, 4)), expected)
+    assert torch.equal(run.draw((5,)), NoiseSource(10, dtype=torch.bfloat16, draw_on=draw_on).draw((5,)))

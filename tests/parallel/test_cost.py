@@ -115,3 +115,13 @@ def test_meshes_respect_passes_and_heads():
     assert all(shape.num_ranks == 8 for shape in found)
     assert all(shape.guidance <= 2 and 4 % shape.ulysses == 0 for shape in found)
     assert len(found) == len(set(found)) == 6
+
+
+def test_a_stage_is_the_sum_of_its_own_steps():
+    """Steps that guidance skips cost nothing, and those with fewer passes less."""
+    one = MeshShape()
+    guided, plain = Work([GUIDED], Pair(6144, 126)), Work([GUIDED[:1]], Pair(6144, 126))
+    mixed = Work([GUIDED, (), GUIDED, GUIDED[:1]], Pair(6144, 126))
+    expected = 2 * COST.step(guided, one).seconds + COST.step(plain, one).seconds
+    assert COST.stage_seconds(mixed, one) == pytest.approx(expected)
+    assert COST.step(mixed, one).seconds == COST.step(guided, one).seconds  # the dearest

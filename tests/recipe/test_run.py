@@ -206,16 +206,21 @@ def test_launch_numerics_decode_the_sound_of_refine(stored_run, plain):
 
 
 @pytest.mark.parametrize(
-    ("numerics", "source", "read"),
+    ("numerics", "stages", "source", "read"),
     [
-        ("current", None, "base"),
-        ("launch", None, "refine"),
-        ("current", "refine", "refine"),
-        ("launch", "base", "base"),
+        ("current", ("base", "refine"), None, "base"),
+        ("launch", ("base", "refine"), None, "refine"),
+        ("current", ("base", "refine"), "refine", "refine"),
+        ("launch", ("base", "refine"), "base", "base"),
+        ("current", ("base", "refine"), "last", "refine"),
+        ("launch", ("base",), None, "base"),
+        ("current", ("only",), None, "only"),
     ],
 )
-def test_whose_sound_is_decoded(numerics, source, read):
-    setting = SimpleNamespace(numerics=Numerics.named(numerics), dtype=torch.float32)
+def test_whose_sound_is_decoded(numerics, stages, source, read):
+    setting = SimpleNamespace(
+        numerics=Numerics.named(numerics), dtype=torch.float32, denoised=stages, last_denoised=stages[-1]
+    )
     assert DecodeAudioConfig(source).build("sound", setting).reads == (f"{read}.audio",)
 
 
