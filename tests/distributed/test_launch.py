@@ -119,16 +119,13 @@ def test_two_ranks_give_the_video_of_one(start, stored_run, tiny_words, tmp_path
 
 
 def test_a_sampler_adds_the_same_noise_on_all_ranks(start, run_ltxgen, tmp_path: Path):
-    """Where ranks share tokens (refine), a rank's own noise would show in what the others see. Steps are skipped, sound alone goes on,
-    and weights are gathered from ranks without a pass."""
+    """Where ranks share tokens (refine), a rank's own noise would show in what the others see.
+
+    Steps are skipped, sound goes on alone, and ranks without a pass give their weights.
+    """
     skip = ("stages.base.guidance.video.skip_step=1", "runtime.numerics=launch")
-    small = (
-        "model=ltx23_tiny",
-        "request.height=64",
-        "request.width=128",
-        "request.num_frames=9",
-        "output.tensors=true",
-    )
+    size = ("request.height=64", "request.width=128", "request.num_frames=9")
+    small = ("model=ltx23_tiny", *size, "output.tensors=true")
     words = ("+recipe=ltx23_two_stage_hq", *small, "stages.base.steps=2", "runtime.threads=1", *skip)
     job = start(*words, "output.dir=two", "parallel=guidance", "parallel.weights=sharded", RANKS)
     alone = run_ltxgen(*words, "output.dir=one", cwd=tmp_path)
