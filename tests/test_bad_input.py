@@ -155,6 +155,7 @@ PLANS = [
         "stages.refine.sigmas=[0.5,0.1]": "must end in 0, not in 0.1",
     },
     {
+        "stages.base.schedule.tokens=200000": "stages.base.schedule = ltx2: 200000 tokens: too many for this schedule",
         "stages.base.guidance.video.stg_blocks=[4]": "video.stg_blocks = [4]: must be between 0 and 3, this",
         "stages.base.guidance.audio.stg_blocks=[]": "audio.stg_blocks: must name a block when stg_scale is not 0",
         "stages.refine.sigmas=[1.5,0]": "must hold levels between 0 and 1 only",

@@ -161,6 +161,19 @@ def test_the_groups_are_the_folders_and_the_defaults_list_names_them():
         assert "#" in line, line
 
 
+def test_hq_defaults_are_the_official_ones():
+    config = compose.compose_config(["+recipe=ltx23_two_stage_hq"])
+    base, refine = (config["stages"][name] for name in ("base", "refine"))
+    assert (base["steps"], base["schedule"]["tokens"], base["scale"]) == (15, "latent", "1/2")
+    assert base["sampler"] == refine["sampler"] == {"kind": "res_2s", "step_seed": -1, "substep_seed": 9999}
+    assert (base["loras"], refine["loras"]) == ({"distilled": 0.25}, {"distilled": 0.5})
+    scales = ("cfg_scale", "stg_scale", "rescale_scale", "modality_scale")
+    assert [base["guidance"]["video"][scale] for scale in scales] == [3.0, 0.0, 0.45, 3.0]
+    assert [base["guidance"]["audio"][scale] for scale in scales] == [7.0, 0.0, 1.0, 3.0]
+    assert refine["guidance"] == {"kind": "none"}
+    assert (config["request"]["width"], config["request"]["height"]) == (1920, 1088)
+
+
 def test_defaults_are_the_official_ones():
     """The two-stage recipe's numbers, from the model's own documentation."""
     config = compose.compose_config(["+recipe=ltx23_two_stage"])

@@ -103,10 +103,9 @@ def wiring_problems(stages: Mapping[str, Stage], given: Sequence[str]) -> list[P
     for name, stage in stages.items():
         for wanted in stage.reads:
             if wanted not in known:
-                message = (
-                    f"no earlier stage writes what it reads; written so far: {', '.join(sorted(known)) or 'nothing'}; "
-                    f"have it read one of these, or leave it out with stages.{name}=null"
-                )
+                fix = f"; have it read one of these, or leave it out with stages.{name}=null" if known else ""
+                written = ", ".join(sorted(known)) or "nothing"
+                message = f"no earlier stage writes what it reads; written so far: {written}{fix}"
                 problems.append(Problem(f"stages.{name}", wanted, message))
         known.update(stage.writes)
     return problems

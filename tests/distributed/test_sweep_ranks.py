@@ -67,7 +67,13 @@ def test_the_jobs_after_a_broken_one_get_another_launch(tiny_set, offline, tmp_p
     assert [job["status"] for job in record["jobs"]] == ["done", "failed", "done"]
     assert record["jobs"][1]["error"].startswith("rank 1 was killed by SIGKILL")
     assert "ltxgen: 1 job failed; `ltxgen resume out` tries again:\n  out/1: rank 1 was killed" in err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".sweep", "0", "2", "index.html", "sweep.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".sweep",
+        "0",
+        "2",
+        "index.html",
+        "sweep.json",
+    ]
 
 
 def planned_words(run_ltxgen, tiny_words) -> dict:

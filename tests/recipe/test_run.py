@@ -217,17 +217,20 @@ def test_launch_numerics_decode_the_sound_of_refine(stored_run, plain):
 
 
 @pytest.mark.parametrize(
-    ("numerics", "source", "read"),
+    ("numerics", "stages", "source", "read"),
     [
-        ("current", None, "base"),
-        ("launch", None, "refine"),
-        ("current", "refine", "refine"),
-        ("launch", "base", "base"),
+        ("current", ("base", "refine"), None, "base"),
+        ("launch", ("base", "refine"), None, "refine"),
+        ("current", ("base", "refine"), "refine", "refine"),
+        ("launch", ("base", "refine"), "base", "base"),
+        ("current", ("base", "refine"), "last", "refine"),
+        ("launch", ("base",), None, "base"),
+        ("current", ("only",), None, "only"),
     ],
 )
-def test_whose_sound_is_decoded(numerics, source, read):
-    numbers, stages = Numerics.named(numerics), ("base", "refine")
-    setting = SimpleNamespace(numerics=numbers, dtype=torch.float32, denoised=stages, last_denoised="refine")
+def test_whose_sound_is_decoded(numerics, stages, source, read):
+    numbers = Numerics.named(numerics)
+    setting = SimpleNamespace(numerics=numbers, dtype=torch.float32, denoised=stages, last_denoised=stages[-1])
     assert DecodeAudioConfig(source).build("sound", setting).reads == (f"{read}.audio",)
 
 
