@@ -44,6 +44,7 @@ ltxgen {version}: LTX-2.3 audio-video generation from YAML
   ltxgen resume FOLDER                       go on with the interrupted run into FOLDER
   ltxgen cache ls | rm | verify              outputs of stages that are stored and used again
   ltxgen bench [CASE ...] [key=value ...]    how fast its parts are here, beside their floors and diffusers
+  ltxgen bench parallel [key=value ...]      how every layout of this machine's GPUs compares with one of them
 
   ltxgen +recipe=ltx23_two_stage model=ltx23_tiny request=demo     try it now, no weights needed
   ltxgen +recipe=NAME requests=FILE          a job for each row of a JSONL, CSV, YAML or text file
@@ -129,6 +130,8 @@ def _dispatch(words: list[str], debug: bool) -> int | None:
         return _with_recipe(_RECIPE_COMMANDS[command], rest, debug)
     if command == "rank" and ending.is_rank():
         return _rank(rest)
+    if command == "bench-rank" and ending.is_rank():
+        return _bench_rank(rest)
     if command == "sweep-rank" and ending.is_rank():
         return _sweep_rank(rest, debug)
     if command == "resume":
@@ -342,6 +345,15 @@ def _sweep_rank(words: list[str], debug: bool) -> int:
 
     frozen, sha256, claims = words
     run_as_sweep_rank(Path(frozen), sha256, Path(claims), debug)
+    return 0
+
+
+def _bench_rank(words: list[str]) -> int:
+    """As `_rank`, for `ltxgen bench parallel`."""
+    from ltxgen.bench.parallel.rank import run_as_bench_rank
+
+    frozen, sha256 = words
+    run_as_bench_rank(Path(frozen), sha256)
     return 0
 
 

@@ -19,6 +19,7 @@ from ltxgen.bench.ceilings import Ceilings, measure_ceilings
 from ltxgen.bench.conditions import Conditions
 from ltxgen.bench.decoding import STAGES, time_decoding
 from ltxgen.bench.options import CASES, FORWARD, GUIDED, REFINE, RUN, Options, parse_options
+from ltxgen.bench.parallel.command import bench_parallel
 from ltxgen.bench.results import Entry, Results
 from ltxgen.bench.steps import case_of, stages_by_shape, time_steps
 from ltxgen.bench.whole import size_of, time_run
@@ -33,6 +34,7 @@ from ltxgen.stage.denoise import Denoise
 from ltxgen.stage.protocol import RunContext
 
 Composed = Mapping[str, Any]
+PARALLEL = "parallel"  # the first word of the benchmark of ranks, which has words of its own
 
 
 def bench(words: Sequence[str], compose: Callable[[Sequence[str]], Composed], console: Any) -> int:
@@ -41,6 +43,8 @@ def bench(words: Sequence[str], compose: Callable[[Sequence[str]], Composed], co
     `compose` makes a config of overrides. Progress goes to stderr, tables to `console`, figures to `--json` as they
     come.
     """
+    if words[:1] == [PARALLEL]:
+        return bench_parallel(words[1:], compose, console)
     options = parse_options(words)
     baseline = None if options.against is None else Results.read(options.against, "--against")
     with tempfile.TemporaryDirectory(prefix="ltxgen-") as scratch:
@@ -64,15 +68,7 @@ def bench(words: Sequence[str], compose: Callable[[Sequence[str]], Composed], co
                 console.print(report.figures(results))
     for line in (*report.ceiling_lines(results), *report.run_lines(results)):
         console.print(line)
-    return 0 if baseline is None else _report_regressions(results, baseline, console)
-
-
-def _report_regressions(results: Results, baseline: Results, console: Any) -> int:
-    comparisons = report.compare(results, baseline)
-    console.print(report.comparison_table(comparisons, results, baseline))
-    worse, compared = report.regressions(comparisons), [each for each in comparisons if each.ratio is not None]
-    console.print(f"{len(worse)} of {len(compared)} figures compared are worse than the baseline allows")
-    return 1 if worse else 0
+    return 0 if baseline is None else report.report_regressions(results, baseline, console)
 
 
 def _cases(options: Options, plans: Sequence[Plan]) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def time_decoding(case: str, plan: Plan, conditions: Conditions) -> Iterator[Ent
     for stage in plan.stages.values():
         if not isinstance(stage, STAGES[case]):
             continue
-        shape = _latent_shape(stage, plan)
+        shape = latent_shape(stage, plan)
         source = parts_of(plan, conditions.log)
         parts = {request.name: source.build(request) for request in stage.parts}
         latents = NoiseSource(plan.recipe.request.seed, device=plan.device, dtype=plan.dtype).draw(shape)
@@ -70,7 +70,7 @@ def _decode(stage: DecodeVideo | DecodeAudio, latents: Tensor, parts: Mapping[st
         collections.deque(made, maxlen=0)
 
 
-def _latent_shape(stage: DecodeVideo | DecodeAudio, plan: Plan) -> tuple[int, ...]:
+def latent_shape(stage: DecodeVideo | DecodeAudio, plan: Plan) -> tuple[int, ...]:
     """That of the latent which the stage reads, as the stage that writes it says."""
     name, _, modality = stage.reads[0].rpartition(".")
     source = plan.stages[name]

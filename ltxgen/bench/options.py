@@ -69,8 +69,8 @@ def parse_options(words: Sequence[str]) -> Options:
     problems = [_unknown("bench", case, CASES) for case in given.cases if case not in CASES]
     if given.peer is not None and given.peer not in PEERS:
         problems.append(_unknown("--peer", given.peer, PEERS))
-    sizes = _sizes(given.sizes, problems)
-    if given.sizes is None and not any(re.match(r"\+*request\b", word) for word in overrides):
+    sizes = parse_sizes(given.sizes, problems)
+    if given.sizes is None and not says_request(overrides):
         sizes = SIZES
     if given.json is not None and not Path(given.json).absolute().parent.is_dir():
         problems.append(Problem("--json", given.json, "the folder it is to stand in does not exist"))
@@ -92,7 +92,13 @@ class _Parser(argparse.ArgumentParser):
         raise Refusal([Problem("bench", MISSING, f"{message}; it takes {', '.join(CASES)}, {options} and key=value")])
 
 
-def _sizes(text: str | None, problems: list[Problem]) -> tuple[Size, ...]:
+def says_request(overrides: Sequence[str]) -> bool:
+    """Whether the request is named or changed, so that its own size is meant."""
+    return any(re.match(r"\+*request\b", word) for word in overrides)
+
+
+def parse_sizes(text: str | None, problems: list[Problem]) -> tuple[Size, ...]:
+    """The value of `--sizes`; what is wrong with it joins `problems`."""
     sizes = []
     for each in [] if text is None else text.split(","):
         found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", each)

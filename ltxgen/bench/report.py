@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -140,3 +140,12 @@ def comparison_table(comparisons: Sequence[Comparison], results: Results, baseli
             f"here {' '.join(results.overrides) or 'none'}"
         )
     return table
+
+
+def report_regressions(results: Results, baseline: Results, console: Any) -> int:
+    """Print how `results` compare with `baseline`; returns 1 if something is worse than that allows, else 0."""
+    comparisons = compare(results, baseline)
+    console.print(comparison_table(comparisons, results, baseline))
+    worse, compared = regressions(comparisons), [each for each in comparisons if each.ratio is not None]
+    console.print(f"{len(worse)} of {len(compared)} figures compared are worse than the baseline allows")
+    return 1 if worse else 0

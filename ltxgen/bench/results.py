@@ -67,12 +67,14 @@ class Entry:
 
 @dataclass
 class Results:
-    """What one `ltxgen bench` measured: `machine` is versions and device, `overrides` what the config was made of."""
+    """What one `ltxgen bench` measured: `machine` is versions and device, `overrides` what the config was made of,
+    `skipped` what its time was not enough for."""
 
     machine: Mapping[str, str]
     overrides: tuple[str, ...]
     ceilings: Mapping[str, Any] | None = None
     entries: list[Entry] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
@@ -86,7 +88,7 @@ class Results:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             entries = [_entry(each) for each in data["entries"]]
-            return cls(data["machine"], tuple(data["overrides"]), data["ceilings"], entries)
+            return cls(data["machine"], tuple(data["overrides"]), data["ceilings"], entries, data.get("skipped", []))
         except OSError as error:
             raise Refusal([Problem(option, str(path), f"can't be read: {error.strerror}")]) from error
         except (ValueError, TypeError, KeyError) as error:

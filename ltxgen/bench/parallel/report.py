@@ -1,0 +1,228 @@
+"""Tables of the figures, for a terminal and in Markdown, made from the JSON alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from ltxgen.bench.parallel.entries import CASE, LINK
+from ltxgen.bench.results import Entry, Results
+
+NOTHING = "-"
+STEPS = (
+    "stage", "layout", "ms a step", "of one GPU", "efficiency", "MiB received", "planned", "ms in exchanges",
+    "ms predicted", "peak GiB", "video L2", "sound L2", "PSNR dB", "of other order",
+)  # fmt: skip
+RUNS = ("size", "mesh", "seconds", "of one GPU", "efficiency", "")
+TILES = ("size", "decoded by", "ms", "of one GPU", "tiles a rank", "MiB received", "planned", "peak GiB", "frames")
+LINKS = ("exchange", "of", "MB received", "ms", "GB/s")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table before it has a form; `notes` stand below it."""
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+    def rich(self) -> Table:
+        table = Table(title=self.title, title_justify="left")
+        table.caption, table.caption_justify = "\n".join(self.notes), "left"
+        for number, header in enumerate(self.headers):
+            table.add_column(header, justify="left" if number < 2 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        lines = [_line(self.headers), f"|{'-|' * len(self.headers)}", *map(_line, self.rows)]
+        return "\n\n".join([f"{self.title}:", "\n".join(lines), *self.notes])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def sheets(results: Results) -> list[Sheet]:
+    """All there is to see: steps at each size, whole runs of them, decoding, exchanges."""
+    figures = Figures(results)
+    made = [*map(figures.steps, figures.sizes), figures.runs(), figures.tiles(), figures.links()]
+    return [sheet for sheet in made if sheet.rows]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The entries of one benchmark."""
+
+    results: Results
+
+    @property
+    def sizes(self) -> list[str]:
+        return list(dict.fromkeys(entry.size for entry in self._stepped()))
+
+    def steps(self, size: str) -> Sheet:
+        entries = self._stepped(size)
+        machine = self.results.machine
+        graphs = sorted({entry.details["stage"] for entry in entries if entry.details["graphs"]})
+        orders = [f"{each.details['stage']} {each.details['order']}" for each in entries if each.details["order"]]
+        notes = [
+            f"One GPU is the first of them alone, with the same weights, attention {machine['attention']} (by itself "
+            f"it would choose {machine['attention_of_one_gpu']}) and CUDA graphs in {', '.join(graphs) or 'no stage'}."
+            f" Its other order of sums is {', '.join(orders) or 'not measured'}."
+        ]
+        return Sheet(f"Steps at {size}, {self._machine}", STEPS, list(map(self._step, entries)), notes)
+
+    def _step(self, entry: Entry) -> tuple[str, ...]:
+        details = entry.details
+        exchanges = max(sum(each["exchange_ms"].values()) for each in details["ranks"])
+        apart = details["relative_l2"] or {}
+        return (
+            details["stage"],
+            details["layout"],
+            f"{entry.ms:.1f}",
+            *self._gain(entry),
+            *_moved(entry),
+            NOTHING if details["kind"] in ("one", "order") else f"{exchanges:.1f}",
+            f"{details['predicted_ms']:.1f}",
+            _gib(entry.peak_bytes),
+            *(f"{apart[name]:.1e}" if name in apart else NOTHING for name in ("video", "audio")),
+            _decibels(details),
+            self._verdict(entry),
+        )
+
+    def _verdict(self, entry: Entry) -> str:
+        """How far the latents are from one GPU's, in parts of how far those of the other order are."""
+        details = entry.details
+        if details["kind"] not in ("layout", "sharded") or not details["relative_l2"]:
+            return NOTHING
+        order = self._like(entry, "order")
+        if order is None:
+            return "not measured"
+        ratio = max(_ratio(apart, order.details["relative_l2"][name]) for name, apart in details["relative_l2"].items())
+        return f"{ratio:.2f} x, {'no farther' if ratio <= 1 else 'farther'}"
+
+    def runs(self) -> Sheet:
+        """Denoising of whole runs: a step of each stage times the recipe's steps."""
+        rows: list[tuple[str, ...]] = []
+        for size in self.sizes:
+            alone, layouts = (
+                [each for each in self._stepped(size) if each.details["kind"] == kind] for kind in ("one", "layout")
+            )
+            if not alone:
+                continue
+            whole = sum(map(_extrapolated, alone))
+            steps = " + ".join(str(entry.details["num_steps"]) for entry in alone)
+            rows.append((size, "one GPU", f"{whole:.2f}", "1.00 x", NOTHING, f"{steps} steps"))
+            for mesh in dict.fromkeys(mesh for entry in layouts for mesh in entry.details["meshes"]):
+                parts = [entry for entry in layouts if mesh in entry.details["meshes"]]
+                if len(parts) == len(alone):  # all of its stages were measured
+                    seconds = sum(map(_extrapolated, parts))
+                    choice = "chosen by parallel=auto" if mesh == parts[0].details["auto"] else ""
+                    rows.append((size, mesh, f"{seconds:.2f}", *self._share(whole / seconds), choice))
+        return Sheet(f"Denoising of whole runs, extrapolated from the steps above, {self._machine}", RUNS, rows)
+
+    def tiles(self) -> Sheet:
+        rows = []
+        for entry in (each for each in self._of(CASE) if "tiles" in each.details):
+            details = entry.details
+            equal = {True: "equal bits", False: "DIFFER", None: NOTHING}[details["equal"]]
+            dealt = ", ".join(map(str, details["tiles"] or ()))
+            gain, share = self._gain(entry)
+            time = (f"{entry.ms:.0f}", gain if share == NOTHING else f"{gain}, {share}")
+            rows.append((entry.size, details["layout"], *time, dealt, *_moved(entry), _gib(entry.peak_bytes), equal))
+        return Sheet(f"Decoding of the picture, {self._machine}", TILES, rows)
+
+    def links(self) -> Sheet:
+        rows = []
+        for entry in self._of(LINK):
+            kind, what, received = (entry.details[name] for name in ("kind", "what", "received_bytes"))
+            rows.append((kind, what, f"{received / 1e6:.4g}", f"{entry.ms:.3f}", f"{entry.details['gbps']:.1f}"))
+        notes = [
+            f"{kind}: {1e6 * start:.0f} us to start (COLLECTIVE_SECONDS in ltxgen/parallel/cost.py), then "
+            f"{gbps:.0f} GB/s (link_gbps in conf/hardware)"
+            for kind, (start, gbps) in self.fits().items()
+        ]
+        return Sheet(f"Exchanges, {self._machine}", LINKS, rows, notes)
+
+    def fits(self) -> dict[str, tuple[float, float]]:
+        """By kind of exchange: seconds that it takes to start, and GB/s of the largest message beyond them."""
+        by_kind: dict[str, list[Entry]] = {}
+        for entry in self._of(LINK):
+            by_kind.setdefault(entry.details["kind"], []).append(entry)
+        found = {}
+        for kind, entries in by_kind.items():
+            by_size = sorted(entries, key=lambda each: int(each.details["received_bytes"]))
+            small, large = by_size[0], by_size[-1]
+            beyond = large.details["received_bytes"] - small.details["received_bytes"]
+            if large.ms > small.ms:  # not so where only one was measured, or all are too small to tell
+                found[kind] = small.ms / 1000, beyond / (large.ms - small.ms) / 1e6
+        return found
+
+    @property
+    def _machine(self) -> str:
+        machine = self.results.machine
+        return f"{machine['ranks']} x {machine['device_name']}, torch {machine['torch']}"
+
+    def _of(self, case: str) -> list[Entry]:
+        return [entry for entry in self.results.entries if entry.case.startswith(f"{case} ")]
+
+    def _stepped(self, size: str | None = None) -> list[Entry]:
+        return [each for each in self._of(CASE) if "passes" in each.details and size in (None, each.size)]
+
+    def _like(self, entry: Entry, kind: str) -> Entry | None:
+        """The row of that kind of the same stage and size."""
+        stage = entry.details["stage"]
+        return next(
+            (
+                each
+                for each in self._of(CASE)
+                if (each.size, each.details["stage"], each.details["kind"]) == (entry.size, stage, kind)
+            ),
+            None,
+        )
+
+    def _gain(self, entry: Entry) -> tuple[str, str]:
+        """Over one GPU, and a rank's part of it."""
+        alone = self._like(entry, "one")
+        if alone is None or entry.details["kind"] == "order":
+            return NOTHING, NOTHING
+        return ("1.00 x", NOTHING) if entry is alone else self._share(alone.ms / entry.ms)
+
+    def _share(self, gain: float) -> tuple[str, str]:
+        return f"{gain:.2f} x", f"{gain / int(self.results.machine['ranks']):.0%}"
+
+
+def _extrapolated(entry: Entry) -> float:
+    return entry.details["num_steps"] * entry.ms / 1000
+
+
+def _moved(entry: Entry) -> tuple[str, str]:
+    """MiB that the rank that receives the most did receive in a step, and should by the plan."""
+    counted = max((sum(each["received_bytes"].values()) for each in entry.details["ranks"]), default=0)
+    planned = sum(entry.details["planned_bytes"].values())
+    return tuple(f"{size / 2**20:.2f}" if size else NOTHING for size in (counted, planned))  # type: ignore[return-value]
+
+
+def _gib(size: int | None) -> str:
+    return NOTHING if size is None else f"{size / 2**30:.2f}"
+
+
+def _decibels(details: Mapping[str, float | None]) -> str:
+    if "psnr_db" not in details:
+        return NOTHING
+    return "equal" if details["psnr_db"] is None else f"{details['psnr_db']:.1f}"
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other else math.inf if one else 0.0
+
+
+def lines(results: Results) -> Iterator[str]:
+    """What the budget left out."""
+    for what in results.skipped:
+        yield f"left out for want of time: {what}"
