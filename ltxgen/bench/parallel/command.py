@@ -63,9 +63,8 @@ def _measured(options: ParallelOptions, compose: Compose, console: Any) -> Resul
             launch(config, ["bench-rank", str(folder / "order.json"), sha256], folder / "logs")
         finally:  # what a run that is cut off had measured
             if file.exists() and file.stat().st_mtime_ns != before:
-                results = Results.read(file, "--json")
-                _print(results, options, console)
-        return results
+                _print(Results.read(file, "--json"), options, console)
+        return Results.read(file, "--json")
 
 
 def _hardware(overrides: Sequence[str]) -> list[str]:
@@ -114,5 +113,7 @@ def _print(results: Results, options: ParallelOptions, console: Any) -> None:
     else:
         for sheet in sheets(results):
             console.print(sheet.rich())
+            for note in sheet.notes:
+                console.print(note)
     for line in lines(results):
         console.print(line)

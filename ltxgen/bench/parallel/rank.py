@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,14 +122,19 @@ class Bench:
     def run(self, sizes: Sequence[SizePlans]) -> None:
         """Links, every row with whole weights, tiles of the picture, and last a size with sharded weights."""
         self._links(sizes)
-        with self._loaded(_builder(sizes[0]), "transformer") as transformer:
+
+        def steps(transformer: Transformer) -> None:
             for plans in sizes:
                 self._rows(rows_of(plans), transformer)
-        with self._loaded(sizes[0].one, "video_decoder") as decoder:
+
+        def pictures(decoder: Any) -> None:
             for plans in sizes:
                 self._tiles(plans, decoder)
             for plans in sizes:
                 self._pictures(plans, decoder)
+
+        self._use("transformer", _builder(sizes[0]), steps)
+        self._use("video_decoder", sizes[0].one, pictures)
         self._sharded(sizes[0])
 
     def _links(self, sizes: Sequence[SizePlans]) -> None:
@@ -209,12 +214,10 @@ class Bench:
         rows = sharded_rows(plans)
         seconds = self.load_seconds + sum(self.budget.seconds_of(row, row.num_timed + 1) for row in rows)
         if self._has_time(seconds, ", ".join(row.name for row in rows)):
-            with self._loaded(plans.sharded, "transformer") as transformer:
-                self._rows(rows, transformer)
+            self._use("transformer", plans.sharded, functools.partial(self._rows, rows))
 
-    @contextmanager
-    def _loaded(self, plan: Plan, name: str) -> Iterator[Any]:
-        """A component without its LoRAs, which change no shape, for as long as the block runs."""
+    def _use(self, name: str, plan: Plan, use: Callable[[Any], None]) -> None:
+        """Load a component without its LoRAs, which change no shape, hand it to `use` and free it."""
         request = next(each for stage in plan.stages.values() for each in stage.parts if each.name == name)
         source = parts_of(plan, self._log)
         self._together()
@@ -224,12 +227,10 @@ class Bench:
         seconds = self.ranks.from_first(time.perf_counter() - started)
         self.load_seconds = max(self.load_seconds, seconds)
         self._log(f"{name} loaded in {seconds:.1f} s")
-        try:
-            yield part
-        finally:
-            del part
-            gc.collect()  # compiled modules hold themselves, and with them the weights
-            source.released([name])
+        use(part)
+        del part
+        gc.collect()  # compiled modules hold themselves, and with them the weights
+        source.released([name])
 
     def _has_time(self, seconds: float, what: str) -> bool:
         if self.budget.allows(seconds):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ltxgen.bench.parallel.entries import CASE, LINK
@@ -13,11 +14,22 @@ from ltxgen.bench.results import Entry, Results
 
 NOTHING = "-"
 STEPS = (
-    "stage", "layout", "ms a step", "of one GPU", "efficiency", "MiB received", "planned", "ms in exchanges",
-    "ms predicted", "peak GiB", "video L2", "sound L2", "PSNR dB", "of other order",
+    "stage", "layout", "ms/step", "speed-up", "of ideal", "MiB moved", "planned", "ms exchanging", "ms predicted",
+    "peak GiB", "video L2", "sound L2", "PSNR dB", "of other order",
 )  # fmt: skip
-RUNS = ("size", "mesh", "seconds", "of one GPU", "efficiency", "")
-TILES = ("size", "decoded by", "ms", "of one GPU", "tiles a rank", "MiB received", "planned", "peak GiB", "frames")
+RUNS = ("size", "mesh", "seconds", "speed-up", "of ideal", "")
+TILES = (
+    "size",
+    "decoded by",
+    "ms",
+    "speed-up",
+    "of ideal",
+    "tiles a rank",
+    "MiB moved",
+    "planned",
+    "peak GiB",
+    "frames",
+)
 LINKS = ("exchange", "of", "MB received", "ms", "GB/s")
 
 
@@ -31,10 +43,9 @@ class Sheet:
     notes: Sequence[str] = ()
 
     def rich(self) -> Table:
-        table = Table(title=self.title, title_justify="left")
-        table.caption, table.caption_justify = "\n".join(self.notes), "left"
+        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD)
         for number, header in enumerate(self.headers):
-            table.add_column(header, justify="left" if number < 2 else "right")
+            table.add_column(header, justify="left" if number < 2 else "right", no_wrap=number < 2)
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -71,15 +82,17 @@ class Figures:
         graphs = sorted({entry.details["stage"] for entry in entries if entry.details["graphs"]})
         orders = [f"{each.details['stage']} {each.details['order']}" for each in entries if each.details["order"]]
         notes = [
-            f"One GPU is the first of them alone, with the same weights, attention {machine['attention']} (by itself "
-            f"it would choose {machine['attention_of_one_gpu']}) and CUDA graphs in {', '.join(graphs) or 'no stage'}."
-            f" Its other order of sums is {', '.join(orders) or 'not measured'}."
+            f"One GPU: the first of them alone, with the same weights, attention {machine['attention']} (by itself it "
+            f"chooses {machine['attention_of_one_gpu']}), CUDA graphs in {', '.join(graphs) or 'no stage'}.",
+            "L2: relative, of same-seed latents to one GPU's; of other order: in parts of what one GPU differs from "
+            f"itself by when it sums in another order ({', '.join(orders) or 'not measured'}).",
+            "ms exchanging: of a step, waiting for late ranks included, on the ranks with the least and the most of it.",
         ]
         return Sheet(f"Steps at {size}, {self._machine}", STEPS, list(map(self._step, entries)), notes)
 
     def _step(self, entry: Entry) -> tuple[str, ...]:
         details = entry.details
-        exchanges = max(sum(each["exchange_ms"].values()) for each in details["ranks"])
+        exchanges = sorted(sum(each["exchange_ms"].values()) for each in details["ranks"])
         apart = details["relative_l2"] or {}
         return (
             details["stage"],
@@ -87,7 +100,7 @@ class Figures:
             f"{entry.ms:.1f}",
             *self._gain(entry),
             *_moved(entry),
-            NOTHING if details["kind"] in ("one", "order") else f"{exchanges:.1f}",
+            NOTHING if details["kind"] in ("one", "order") else f"{exchanges[0]:.1f} to {exchanges[-1]:.1f}",
             f"{details['predicted_ms']:.1f}",
             _gib(entry.peak_bytes),
             *(f"{apart[name]:.1e}" if name in apart else NOTHING for name in ("video", "audio")),
@@ -104,7 +117,7 @@ class Figures:
         if order is None:
             return "not measured"
         ratio = max(_ratio(apart, order.details["relative_l2"][name]) for name, apart in details["relative_l2"].items())
-        return f"{ratio:.2f} x, {'no farther' if ratio <= 1 else 'farther'}"
+        return f"{ratio:.2f} x{'' if ratio <= 1 else ', farther'}"
 
     def runs(self) -> Sheet:
         """Denoising of whole runs: a step of each stage times the recipe's steps."""
@@ -132,8 +145,7 @@ class Figures:
             details = entry.details
             equal = {True: "equal bits", False: "DIFFER", None: NOTHING}[details["equal"]]
             dealt = ", ".join(map(str, details["tiles"] or ()))
-            gain, share = self._gain(entry)
-            time = (f"{entry.ms:.0f}", gain if share == NOTHING else f"{gain}, {share}")
+            time = (f"{entry.ms:.0f}", *self._gain(entry))
             rows.append((entry.size, details["layout"], *time, dealt, *_moved(entry), _gib(entry.peak_bytes), equal))
         return Sheet(f"Decoding of the picture, {self._machine}", TILES, rows)
 

@@ -16,7 +16,7 @@ from ltxgen.stage.decode_video import DecodeVideo
 from ltxgen.stage.denoise import Denoise
 
 ONE_GPU = "one GPU"
-OTHER_ORDER = "one GPU, other order"
+OTHER_ORDER = "other order"
 Kind = Literal["one", "order", "layout", "sharded"]
 
 
@@ -170,7 +170,7 @@ def sharded_rows(plans: SizePlans) -> list[Row]:
             plans.size,
             stage,
             plans.sharded,
-            f"{parallel.stage_shape(stage.num_passes)}, weights sharded",
+            f"{parallel.stage_shape(stage.num_passes)}, sharded",
             plans.num_steps[stage.name],
             auto=str(plans.auto),
         )
