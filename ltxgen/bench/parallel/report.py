@@ -86,7 +86,7 @@ class Figures:
             f"chooses {machine['attention_of_one_gpu']}), CUDA graphs in {', '.join(graphs) or 'no stage'}.",
             "L2: relative, of same-seed latents to one GPU's; of other order: in parts of what one GPU differs from "
             f"itself by when it sums in another order ({', '.join(orders) or 'not measured'}).",
-            "ms exchanging: of a step, waiting for late ranks included, on the ranks with the least and the most of it.",
+            "ms exchanging: of a step, waiting for late ranks included; on the ranks with the least and the most.",
         ]
         return Sheet(f"Steps at {size}, {self._machine}", STEPS, list(map(self._step, entries)), notes)
 
