@@ -22,21 +22,21 @@ _EXACT = ("sdpa_flash", "sdpa_efficient", "reference")
 
 
 @contextmanager
-def other_order(transformer: Transformer, stage: Denoise, plan: Plan) -> Iterator[str]:
-    """Inside the block `transformer` computes the same sums in another order; yields which.
+def other_batching(transformer: Transformer, stage: Denoise) -> Iterator[str]:
+    """Inside the block the passes of a step run as one batch instead of one by one, or the other way round; yields the
+    override that does so."""
+    limit = transformer.batched_tokens
+    batched = stage.video_grid.num_tokens <= limit
+    transformer.batched_tokens = 0 if batched else sys.maxsize
+    try:
+        yield f"runtime.batch_passes={'never' if batched else 'always'}"
+    finally:
+        transformer.batched_tokens = limit
 
-    Several passes of a step run as one batch instead of one by one, or the other way round. A single pass has another
-    exact attention kernel.
-    """
-    if stage.num_passes > 1:
-        limit = transformer.batched_tokens
-        batched = stage.video_grid.num_tokens <= limit
-        transformer.batched_tokens = 0 if batched else sys.maxsize
-        try:
-            yield "runtime.batch_passes=never" if batched else "runtime.batch_passes=always"
-        finally:
-            transformer.batched_tokens = limit
-        return
+
+@contextmanager
+def other_kernel(transformer: Transformer, plan: Plan) -> Iterator[str]:
+    """Inside the block attention without a mask has another exact kernel; yields the override that does so."""
     modules = [module for module in transformer.modules() if isinstance(module, Attention)]
     usual = [module.attend for module in modules]
     kind = _other_attention(plan)

@@ -8,6 +8,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 
 from ltxgen.bench.decoding import latent_shape
-from ltxgen.bench.parallel.agreement import other_order, psnr, relative_l2
+from ltxgen.bench.parallel.agreement import other_batching, other_kernel, psnr, relative_l2
 from ltxgen.bench.parallel.entries import decode_entry, link_entry, step_entry, told
 from ltxgen.bench.parallel.links import measure_links, messages_of
 from ltxgen.bench.parallel.rows import (
+    OTHER_BATCHING,
+    OTHER_KERNEL,
     Row,
     SizePlans,
     decoding,
@@ -156,10 +159,7 @@ class Bench:
         trial, made, order = None, None, None
         if self.ranks.is_main or not row.alone:
             together: Together = _alone if row.alone else self._together
-            if row.kind == "order":
-                with other_order(transformer, stage, row.plan) as order:
-                    trial, made = try_steps(stage, transformer, self.context, together, _warm_ups(row))
-            else:
+            with _order(row, stage, transformer) as order:
                 trial, made = try_steps(stage, transformer, self.context, together, _warm_ups(row))
         trials = self._all(trial)
         predicted = row.predicted
@@ -268,6 +268,15 @@ class Bench:
     def _log(self, message: str) -> None:
         if self.ranks.is_main:
             print(f"{time.time() - self.budget.started:6.1f} s  {message}", file=sys.stderr, flush=True)
+
+
+def _order(row: Row, stage: Denoise, transformer: Transformer) -> AbstractContextManager[str | None]:
+    """The order of sums in which a row is computed; yields the override that it stands for."""
+    if row.layout == OTHER_BATCHING:
+        return other_batching(transformer, stage)
+    if row.layout == OTHER_KERNEL:
+        return other_kernel(transformer, row.plan)
+    return nullcontext()
 
 
 def _warm_ups(row: Row) -> int:

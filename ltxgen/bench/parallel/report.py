@@ -14,8 +14,8 @@ from ltxgen.bench.results import Entry, Results
 
 NOTHING = "-"
 STEPS = (
-    "stage", "layout", "ms/step", "speed-up", "of ideal", "MiB moved", "planned", "ms exchanging", "ms predicted",
-    "peak GiB", "video L2", "sound L2", "PSNR dB", "of other order",
+    "stage", "layout", "ms", "predicted ms", "speed-up", "of ideal", "MiB moved", "planned MiB", "exchange ms",
+    "peak GiB", "video L2", "sound L2", "PSNR dB", "of other orders", "within",
 )  # fmt: skip
 RUNS = ("size", "mesh", "seconds", "speed-up", "of ideal", "")
 TILES = (
@@ -43,7 +43,7 @@ class Sheet:
     notes: Sequence[str] = ()
 
     def rich(self) -> Table:
-        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD)
+        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for number, header in enumerate(self.headers):
             table.add_column(header, justify="left" if number < 2 else "right", no_wrap=number < 2)
         for row in self.rows:
@@ -84,9 +84,10 @@ class Figures:
         notes = [
             f"One GPU: the first of them alone, with the same weights, attention {machine['attention']} (by itself it "
             f"chooses {machine['attention_of_one_gpu']}), CUDA graphs in {', '.join(graphs) or 'no stage'}.",
-            "L2: relative, of same-seed latents to one GPU's; of other order: in parts of what one GPU differs from "
-            f"itself by when it sums in another order ({', '.join(orders) or 'not measured'}).",
-            "ms exchanging: of a step, waiting for late ranks included; on the ranks with the least and the most.",
+            "ms: of a step, the median on the slowest rank. exchange ms: of it, waiting for late ranks included, on "
+            "the ranks with the least and the most.",
+            "L2: relative, of same-seed latents to one GPU's. Of other orders: in parts of the most that one GPU is "
+            f"from itself when it sums in another order ({', '.join(orders) or 'not measured'}).",
         ]
         return Sheet(f"Steps at {size}, {self._machine}", STEPS, list(map(self._step, entries)), notes)
 
@@ -98,26 +99,28 @@ class Figures:
             details["stage"],
             details["layout"],
             f"{entry.ms:.1f}",
+            f"{details['predicted_ms']:.1f}",
             *self._gain(entry),
             *_moved(entry),
-            NOTHING if details["kind"] in ("one", "order") else f"{exchanges[0]:.1f} to {exchanges[-1]:.1f}",
-            f"{details['predicted_ms']:.1f}",
+            NOTHING if details["kind"] in ("one", "order") else f"{exchanges[0]:.1f}-{exchanges[-1]:.1f}",
             _gib(entry.peak_bytes),
             *(f"{apart[name]:.1e}" if name in apart else NOTHING for name in ("video", "audio")),
             _decibels(details),
-            self._verdict(entry),
+            *self._verdict(entry),
         )
 
-    def _verdict(self, entry: Entry) -> str:
-        """How far the latents are from one GPU's, in parts of how far those of the other order are."""
+    def _verdict(self, entry: Entry) -> tuple[str, str]:
+        """How far the latents are from one GPU's, in parts of how far those of its other orders are at most."""
         details = entry.details
         if details["kind"] not in ("layout", "sharded") or not details["relative_l2"]:
-            return NOTHING
-        order = self._like(entry, "order")
-        if order is None:
-            return "not measured"
-        ratio = max(_ratio(apart, order.details["relative_l2"][name]) for name, apart in details["relative_l2"].items())
-        return f"{ratio:.2f} x{'' if ratio <= 1 else ', farther'}"
+            return NOTHING, NOTHING
+        orders = [each.details["relative_l2"] for each in self._like(entry, "order") if each.details["relative_l2"]]
+        if not orders:
+            return NOTHING, "not measured"
+        ratio = max(
+            _ratio(apart, max(order[name] for order in orders)) for name, apart in details["relative_l2"].items()
+        )
+        return f"{ratio:.2f}", "yes" if ratio <= 1 else "no"
 
     def runs(self) -> Sheet:
         """Denoising of whole runs: a step of each stage times the recipe's steps."""
@@ -186,24 +189,17 @@ class Figures:
     def _stepped(self, size: str | None = None) -> list[Entry]:
         return [each for each in self._of(CASE) if "passes" in each.details and size in (None, each.size)]
 
-    def _like(self, entry: Entry, kind: str) -> Entry | None:
-        """The row of that kind of the same stage and size."""
-        stage = entry.details["stage"]
-        return next(
-            (
-                each
-                for each in self._of(CASE)
-                if (each.size, each.details["stage"], each.details["kind"]) == (entry.size, stage, kind)
-            ),
-            None,
-        )
+    def _like(self, entry: Entry, kind: str) -> list[Entry]:
+        """The rows of that kind of the same stage and size."""
+        wanted = entry.size, entry.details["stage"], kind
+        return [each for each in self._of(CASE) if (each.size, each.details["stage"], each.details["kind"]) == wanted]
 
     def _gain(self, entry: Entry) -> tuple[str, str]:
-        """Over one GPU, and a rank's part of it."""
+        """Over one GPU, and the part of as many times as there are ranks."""
         alone = self._like(entry, "one")
-        if alone is None or entry.details["kind"] == "order":
+        if not alone or entry.details["kind"] == "order":
             return NOTHING, NOTHING
-        return ("1.00 x", NOTHING) if entry is alone else self._share(alone.ms / entry.ms)
+        return ("1.00 x", NOTHING) if entry is alone[0] else self._share(alone[0].ms / entry.ms)
 
     def _share(self, gain: float) -> tuple[str, str]:
         return f"{gain:.2f} x", f"{gain / int(self.results.machine['ranks']):.0%}"

@@ -16,7 +16,7 @@ from ltxgen.stage.decode_video import DecodeVideo
 from ltxgen.stage.denoise import Denoise
 
 ONE_GPU = "one GPU"
-OTHER_ORDER = "other order"
+OTHER_BATCHING, OTHER_KERNEL = "other batching", "other kernel"
 Kind = Literal["one", "order", "layout", "sharded"]
 
 
@@ -139,13 +139,19 @@ def denoising(plan: Plan) -> Iterator[Denoise]:
 
 
 def rows_of(plans: SizePlans) -> list[Row]:
-    """The denoising of one size, most telling first: one GPU, then layouts by predicted time, then the other order."""
+    """The denoising of one size, most telling first: one GPU, then layouts by predicted time, then other orders."""
     alone = [
         Row("one", plans.size, stage, plans.one, ONE_GPU, plans.num_steps[stage.name], auto=str(plans.auto))
         for stage in denoising(plans.one)
     ]
     layouts = [row for base in alone for row in _layouts(base, plans)]
-    return [*alone, *layouts, *(replace(base, kind="order", layout=OTHER_ORDER) for base in alone)]
+    orders = [replace(base, kind="order", layout=order) for base in alone for order in _orders(base.stage)]
+    return [*alone, *layouts, *orders]
+
+
+def _orders(stage: Denoise | DecodeVideo) -> tuple[str, ...]:
+    """How else one GPU can compute the same sums: a stage of one pass has nothing to batch."""
+    return (OTHER_BATCHING, OTHER_KERNEL) if stage.num_passes > 1 else (OTHER_KERNEL,)
 
 
 def _layouts(base: Row, plans: SizePlans) -> list[Row]:
