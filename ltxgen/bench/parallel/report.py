@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ltxgen.bench.parallel.entries import CASE, LINK
+from ltxgen.bench.parallel.links import SMALL
 from ltxgen.bench.results import Entry, Results
 
 NOTHING = "-"
@@ -157,25 +158,26 @@ class Figures:
         for entry in self._of(LINK):
             kind, what, received = (entry.details[name] for name in ("kind", "what", "received_bytes"))
             rows.append((kind, what, f"{received / 1e6:.4g}", f"{entry.ms:.3f}", f"{entry.details['gbps']:.1f}"))
-        notes = [
-            f"{kind}: {1e6 * start:.0f} us to start (COLLECTIVE_SECONDS in ltxgen/parallel/cost.py), then "
-            f"{gbps:.0f} GB/s (link_gbps in conf/hardware)"
-            for kind, (start, gbps) in self.fits().items()
-        ]
+        fits = self.fits()
+        notes = [f"{kind}: {1e6 * start:.0f} us to start, then {gbps:.3g} GB/s" for kind, (start, gbps) in fits.items()]
+        if fits:
+            start, gbps = max(each[0] for each in fits.values()), min(each[1] for each in fits.values())
+            notes.append(
+                f"For the cost model: link_gbps: {gbps:.3g} in conf/hardware, and COLLECTIVE_SECONDS = {start:.1e} in "
+                "ltxgen/parallel/cost.py"
+            )
         return Sheet(f"Exchanges, {self._machine}", LINKS, rows, notes)
 
     def fits(self) -> dict[str, tuple[float, float]]:
         """By kind of exchange: seconds that it takes to start, and GB/s of the largest message beyond them."""
-        by_kind: dict[str, list[Entry]] = {}
-        for entry in self._of(LINK):
-            by_kind.setdefault(entry.details["kind"], []).append(entry)
+        of_links = [{**entry.details, "ms": entry.ms} for entry in self._of(LINK)]
         found = {}
-        for kind, entries in by_kind.items():
-            by_size = sorted(entries, key=lambda each: int(each.details["received_bytes"]))
-            small, large = by_size[0], by_size[-1]
-            beyond = large.details["received_bytes"] - small.details["received_bytes"]
-            if large.ms > small.ms:  # not so where only one was measured, or all are too small to tell
-                found[kind] = small.ms / 1000, beyond / (large.ms - small.ms) / 1e6
+        for small in (link for link in of_links if link["what"] == SMALL):
+            alike = [link for link in of_links if link["kind"] == small["kind"]]
+            large = max(alike, key=lambda link: link["received_bytes"])
+            beyond = large["received_bytes"] - small["received_bytes"]
+            if beyond > 0 and large["ms"] > small["ms"]:  # not so among messages that all are small
+                found[small["kind"]] = small["ms"] / 1000, beyond / (large["ms"] - small["ms"]) / 1e6
         return found
 
     @property
