@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ltxgen.bench.parallel.options import ParallelOptions, parse_parallel_options
-from ltxgen.bench.parallel.report import lines, sheets
+from ltxgen.bench.parallel.report import left_out, sheets
 from ltxgen.bench.report import report_regressions
 from ltxgen.bench.results import Results
 from ltxgen.config.errors import Problem, Refusal
@@ -115,5 +115,5 @@ def _print(results: Results, options: ParallelOptions, console: Any) -> None:
             console.print(sheet.rich())
             for note in sheet.notes:
                 console.print(note)
-    for line in lines(results):
+    for line in left_out(results):
         console.print(line)

@@ -232,7 +232,7 @@ def _ratio(one: float, other: float) -> float:
     return one / other if other else math.inf if one else 0.0
 
 
-def lines(results: Results) -> Iterator[str]:
+def left_out(results: Results) -> Iterator[str]:
     """What the budget left out."""
     for what in results.skipped:
         yield f"left out for want of time: {what}"
