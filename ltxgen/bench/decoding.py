@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from ltxgen.bench.results import Entry, PeerFigure
 from ltxgen.bench.timing import alternate
 from ltxgen.bench.whole import size_of
 from ltxgen.diffusion.noise import NoiseSource
+from ltxgen.models.video_vae import decoder_for, fit_tiling, list_tiles
 from ltxgen.recipe.plan import Plan
 from ltxgen.recipe.run import parts_of
 from ltxgen.stage.decode_audio import DecodeAudio
@@ -28,13 +30,17 @@ from ltxgen.stage.decode_video import DecodeVideo
 from ltxgen.stage.denoise import Denoise
 from ltxgen.stage.protocol import RunContext, Stream
 
+SMALL_MEMORY_BYTES = 8 * 10**9
+"""What a card of 8 GB has, for weights and activations together."""
+
 STAGES: dict[str, type[DecodeVideo] | type[DecodeAudio]] = {DECODE: DecodeVideo, VOCODER: DecodeAudio}
 
 
 def time_decoding(case: str, plan: Plan, conditions: Conditions) -> Iterator[Entry]:
     """Latents to uint8 frames on the device, tiled as the stage says; or to a waveform, by way of its spectrogram.
 
-    The peer of the video decoder is diffusers' in one piece.
+    Frames also in one piece, and in tiles for a card of 8 GB, where that is tiled otherwise. The peer of the video
+    decoder is diffusers' in one piece.
     """
     for stage in plan.stages.values():
         if not isinstance(stage, STAGES[case]):
@@ -43,8 +49,10 @@ def time_decoding(case: str, plan: Plan, conditions: Conditions) -> Iterator[Ent
         source = parts_of(plan, conditions.log)
         parts = {request.name: source.build(request) for request in stage.parts}
         latents = NoiseSource(plan.recipe.request.seed, device=plan.device, dtype=plan.dtype).draw(shape)
-        ours = functools.partial(_decode, stage, latents, parts, conditions.context)
-        sides: dict[str, Callable[[], object]] = {case: ours}
+        ways = {case: stage, **(_other_tilings(stage, latents, parts) if isinstance(stage, DecodeVideo) else {})}
+        sides: dict[str, Callable[[], object]] = {
+            name: functools.partial(_decode, way, latents, parts, conditions.context) for name, way in ways.items()
+        }
         difference = None
         theirs = peers.diffusers_decode(parts["video_decoder"]) if conditions.with_peer and case == DECODE else None
         if theirs is not None:
@@ -52,16 +60,34 @@ def time_decoding(case: str, plan: Plan, conditions: Conditions) -> Iterator[Ent
             sides[peers.EAGER] = functools.partial(theirs, latents)
         timings = alternate(sides, plan.device, conditions.log)
         operations = count_operations(stage, shape, plan)
-        yield Entry.of(
-            case,
-            size_of(plan),
-            timings[case],
-            floor_ms=_milliseconds(operations, conditions.ceilings),
-            peers={name: PeerFigure.of(timings[name], 1, difference) for name in sides if name != case},
-            details={**stage.describe(), "tflop": sum(count for count, _ in operations) / 1e12},
-        )
-        del parts, ours, sides, theirs
+        for name, way in ways.items():
+            yield Entry.of(
+                name,
+                size_of(plan),
+                timings[name],
+                floor_ms=_milliseconds(operations, conditions.ceilings),
+                peers={peer: PeerFigure.of(timings[peer], 1, difference) for peer in sides if peer not in ways},
+                details={**way.describe(), "tflop": sum(count for count, _ in operations) / 1e12},
+            )
+        del parts, sides, theirs
         source.released([request.name for request in stage.parts])
+
+
+def _other_tilings(stage: DecodeVideo, latents: Tensor, parts: Mapping[str, Any]) -> dict[str, DecodeVideo]:
+    """The stage with other tiles, by case: those that differ from the recipe's and from each other."""
+    decoder = parts["video_decoder"]
+    _, cost = decoder_for(decoder, latents, stage.config.kernels)
+    weights = sum(weight.nbytes for weight in decoder.parameters())
+    tilings = {"decode_whole": None, "decode_8gb": fit_tiling(cost, latents.shape[2:], SMALL_MEMORY_BYTES - weights)}
+    size, known, found = latents.shape[2:], [], {}
+    if stage.tiling != "auto":
+        known.append(list_tiles(size, stage.tiling))
+    for case, tiling in tilings.items():
+        if (tiles := list_tiles(size, tiling)) not in known:
+            known.append(tiles)
+            found[case] = copy.copy(stage)
+            found[case].tiling = tiling
+    return found
 
 
 def _decode(stage: DecodeVideo | DecodeAudio, latents: Tensor, parts: Mapping[str, Any], context: RunContext) -> None:

@@ -32,6 +32,8 @@ from ltxgen.diffusion.pair import Pair
 from ltxgen.guidance.protocol import Pass
 from ltxgen.models.transformer import ModalityInput, Transformer
 from ltxgen.models.transformer.flops import Flops
+from ltxgen.models.transformer.graphs import graphed
+from ltxgen.models.transformer.passes import TransformerPass
 from ltxgen.parallel.cost import TEXT_TOKENS
 from ltxgen.recipe.plan import Plan
 from ltxgen.sampler.protocol import Denoise as Predict
@@ -143,9 +145,11 @@ def time_steps(
 
     def measure(steps: Sequence[Step]) -> None:
         inputs = steps[0].inputs()
+        plain = graphed(transformer, stages[0].setting.graphed_tokens)
+        alone = [TransformerPass(*inputs)]
         ours: dict[str, tuple[Sequence[Pass], Callable[[], object]]] = {}
         if FORWARD in cases:
-            ours[FORWARD] = ((PLAIN,), lambda: transformer(*inputs))
+            ours[FORWARD] = ((PLAIN,), lambda: plain.forward_passes(alone))
         for step in steps[: len(stepped)]:
             ours[case_of(step.stage)] = (step.passes, step.take)
         theirs = {name: functools.partial(peer, *inputs) for name, peer in peers.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,7 +181,7 @@ class Stream(Iterator[Any]):
 
 
 class Stage(Protocol):
-    """One named stage of a recipe, built from its YAML for one run.
+    """One named stage of a recipe, built from its YAML for one run; a subclass says where it is more than the least.
 
     `shapes` maps a name in the run's state to what is known of the value before running (a latent grid, a context);
     `infer` adds what this stage will write and returns the problems it sees.
@@ -188,19 +189,28 @@ class Stage(Protocol):
 
     reads: Sequence[str]
     writes: Sequence[str]
-    parts: Sequence[PartRequest]
-    size_multiple: int  # what the request's height and width must be multiples of
-    num_passes: int  # of the transformer in a step, at most; 0 for a stage without steps
-    makes_stream: bool  # what it writes is a Stream
+    parts: Sequence[PartRequest] = ()
+    size_multiple: int = 1  # what the request's height and width must be multiples of
+    num_passes: int = 0  # of the transformer in a step, at most; 0 for a stage without steps
+    makes_stream: bool = False  # what it writes is a Stream
 
     @property
-    def work(self) -> Work | None: ...  # what it asks of the transformer; only for a request whose sizes fit
+    def work(self) -> Work | None:
+        """What it asks of the transformer; asked only for a request whose sizes fit."""
+        return None
 
-    def infer(self, shapes: dict[str, Any]) -> list[Problem]: ...
+    def infer(self, shapes: dict[str, Any]) -> list[Problem]:
+        return []
 
     def activation_bytes(self, free_bytes: int) -> int:
         """The most that running takes on the device beside weights, once `infer` was called; a stage that fits itself
         to memory has `free_bytes`."""
+        return 0
 
-    def describe(self) -> dict[str, Any]: ...
-    def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]: ...
+    def describe(self) -> dict[str, Any]:
+        """What it does, for the plan and the manifest."""
+        return {}
+
+    @abstractmethod
+    def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
+        """The values of `writes`, from those of `reads` and the parts asked for."""

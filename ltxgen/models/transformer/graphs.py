@@ -16,7 +16,7 @@ from ltxgen.models.transformer.inputs import ModalityInput
 from ltxgen.models.transformer.model import PassesModel, Transformer, Velocities
 from ltxgen.models.transformer.passes import TransformerPass
 
-GRAPHED_TOKENS = 4096
+GRAPHED_TOKENS = 8192
 """Up to so many video tokens, of all passes together, a step is recorded.
 
 A forward took two H200s' hosts 105 and 170 ms to launch, whatever its size; its kernels take 83 ms at 1536 tokens, 345
