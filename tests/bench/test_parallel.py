@@ -284,9 +284,17 @@ def test_a_run_has_all_of_its_stages():
     ]
     runs = Figures(Results(machine, (), entries=entries)).runs()
     assert runs.rows == [
-        ("768x512x121", "one GPU", "3.60", "1.00 x", "-", "30 + 3 steps"),
-        ("768x512x121", "ring 2", "1.80", "2.00 x", "100%", "chosen by parallel=auto"),
+        ("768x512x121", "one GPU", "3.60", "1.00 x", "-", "-", "30 + 3 steps"),
+        ("768x512x121", "ring 2", "1.80", "2.00 x", "100%", "-", "chosen by parallel=auto"),
     ]
+    entries += [decoded("one GPU", 400.0, "one"), decoded("2 ranks", 200.0, "layout")]
+    runs = Figures(Results(machine, (), entries=entries)).runs()
+    assert [row[5] for row in runs.rows] == ["4.00 s", "2.00 s, 2.00 x"]
+
+
+def decoded(layout, ms, kind):
+    details = {"stage": "decode_video", "kind": kind, "layout": layout, "ranks": [], "tiles": [2, 2]}
+    return Entry(f"parallel decode_video {layout}", "768x512x121", ms, details=details)
 
 
 def test_links_are_fitted_to_a_start_and_a_rate():
@@ -310,10 +318,11 @@ def test_json_keeps_what_was_left_out(tmp_path):
 
 def test_a_sheet_is_a_table_in_both_forms():
     sheet = Figures(Results({"ranks": "2", "device_name": "a GPU", "torch": "2"}, ())).runs()
-    sheet = dataclasses.replace(sheet, rows=[("1", "2", "3", "4", "5", "6")], notes=("a note",))
+    sheet = dataclasses.replace(sheet, rows=[("1", "2", "3", "4", "5", "6", "7")], notes=("a note",))
     out = io.StringIO()
     Console(file=out, width=120).print(sheet.rich())
     assert "mesh" in out.getvalue()
     assert sheet.markdown().splitlines()[2:] == [
-        "| size | mesh | seconds | speed-up | of ideal |  |", "|-|-|-|-|-|-|", "| 1 | 2 | 3 | 4 | 5 | 6 |", "", "a note"
+        "| size | mesh | seconds | speed-up | of ideal | with decoding |  |", "|-|-|-|-|-|-|-|",
+        "| 1 | 2 | 3 | 4 | 5 | 6 | 7 |", "", "a note"
     ]  # fmt: skip

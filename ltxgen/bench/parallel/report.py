@@ -18,7 +18,7 @@ STEPS = (
     "stage", "layout", "ms", "predicted ms", "speed-up", "of ideal", "MiB moved", "planned MiB", "exchange ms",
     "peak GiB", "video L2", "sound L2", "PSNR dB", "of other orders", "within",
 )  # fmt: skip
-RUNS = ("size", "mesh", "seconds", "speed-up", "of ideal", "")
+RUNS = ("size", "mesh", "seconds", "speed-up", "of ideal", "with decoding", "")
 TILES = (
     "size",
     "decoded by",
@@ -124,7 +124,7 @@ class Figures:
         return f"{ratio:.2f}", "yes" if ratio <= 1 else "no"
 
     def runs(self) -> Sheet:
-        """Denoising of whole runs: a step of each stage times the recipe's steps."""
+        """Denoising of whole runs, a step of each stage times the recipe's steps; and with it, decoding."""
         rows: list[tuple[str, ...]] = []
         for size in self.sizes:
             alone, layouts = (
@@ -134,18 +134,29 @@ class Figures:
                 continue
             whole = sum(map(_extrapolated, alone))
             steps = " + ".join(str(entry.details["num_steps"]) for entry in alone)
-            rows.append((size, "one GPU", f"{whole:.2f}", "1.00 x", NOTHING, f"{steps} steps"))
+            decoding = self._decoding(size)
+            end = f"{whole + decoding[0]:.2f} s" if decoding else NOTHING
+            rows.append((size, "one GPU", f"{whole:.2f}", "1.00 x", NOTHING, end, f"{steps} steps"))
             for mesh in dict.fromkeys(mesh for entry in layouts for mesh in entry.details["meshes"]):
                 parts = [entry for entry in layouts if mesh in entry.details["meshes"]]
-                if len(parts) == len(alone):  # all of its stages were measured
-                    seconds = sum(map(_extrapolated, parts))
-                    choice = "chosen by parallel=auto" if mesh == parts[0].details["auto"] else ""
-                    rows.append((size, mesh, f"{seconds:.2f}", *self._share(whole / seconds), choice))
+                if len(parts) < len(alone):
+                    continue  # not all of its stages were measured
+                seconds = sum(map(_extrapolated, parts))
+                if decoding:
+                    both = seconds + decoding[1]
+                    end = f"{both:.2f} s, {(whole + decoding[0]) / both:.2f} x"
+                choice = "chosen by parallel=auto" if mesh == parts[0].details["auto"] else ""
+                rows.append((size, mesh, f"{seconds:.2f}", *self._share(whole / seconds), end, choice))
         return Sheet(f"Denoising of whole runs, extrapolated from the steps above, {self._machine}", RUNS, rows)
+
+    def _decoding(self, size: str) -> tuple[float, float] | None:
+        """Seconds that the picture takes on one rank and on all, where both were measured."""
+        times = {each.details["kind"]: each.ms / 1000 for each in self._decoded() if each.size == size}
+        return (times["one"], times["layout"]) if times.keys() >= {"one", "layout"} else None
 
     def tiles(self) -> Sheet:
         rows = []
-        for entry in (each for each in self._of(CASE) if "tiles" in each.details):
+        for entry in self._decoded():
             details = entry.details
             equal = {True: "equal bits", False: "DIFFER", None: NOTHING}[details["equal"]]
             dealt = ", ".join(map(str, details["tiles"] or ()))
@@ -190,6 +201,9 @@ class Figures:
 
     def _stepped(self, size: str | None = None) -> list[Entry]:
         return [each for each in self._of(CASE) if "passes" in each.details and size in (None, each.size)]
+
+    def _decoded(self) -> list[Entry]:
+        return [each for each in self._of(CASE) if "tiles" in each.details]
 
     def _like(self, entry: Entry, kind: str) -> list[Entry]:
         """The rows of that kind of the same stage and size."""
