@@ -142,6 +142,7 @@ def test_a_later_run_is_compared(measured, run_ltxgen, tmp_path):
         (("model=ltx23_tiny", "parallel=ring", "parallel.num_processes=2"), "every layout is measured; leave it out"),
         (("parallel.num_processes=2", "runtime.device=cpu"), "without a GPU the full model takes hours"),
         ((*WORDS, "parallel.num_machines=2"), "parallel.num_machines = 2: must be 1"),
+        ((*WORDS, "stages.base.modalities=[audio]", "stages.refine=null"), "no stage that denoises a video"),
         (("ring",), "unrecognized arguments: ring; it takes --sizes"),
         (("--steps", "1"), "--steps = 1: must be a number of at least 2"),
         (("--budget", "soon"), "--budget = soon: must be a number of seconds"),

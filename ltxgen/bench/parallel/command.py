@@ -20,6 +20,7 @@ from ltxgen.config.recipe import parse_recipe
 from ltxgen.parallel.ending import exit_on_signals, is_rank
 from ltxgen.parallel.launch import LaunchConfig, freeze, gpu_problems, launch
 from ltxgen.runtime.environment import resolve_device
+from ltxgen.stage.denoise import DenoiseConfig
 
 _HARDWARE = ("h100", "h200")  # of conf/hardware, as GPUs call themselves
 Compose = Callable[[Sequence[str]], Mapping[str, Any]]
@@ -92,6 +93,8 @@ def _launch_config(composed: Mapping[str, Any], options: ParallelOptions) -> Lau
     if device.type == "cpu" and options.bench.chooses_weights:
         message = "without a GPU the full model takes hours; try `ltxgen bench parallel model=ltx23_tiny`"
         problems.append(Problem("runtime.device", "cpu", message))
+    if not any(isinstance(each, DenoiseConfig) and "video" in each.modalities for each in recipe.stages.values()):
+        problems.append(Problem("bench", "parallel", "the recipe has no stage that denoises a video"))
     if is_rank():
         message = "starts its ranks itself; leave out `accelerate launch`"
         problems.append(Problem("bench", "parallel", message))

@@ -39,7 +39,6 @@ def step_entry(row: Row, trials: Sequence[Trial], difference: Mapping[str, float
 
 def decode_entry(row: Row, trials: Sequence[Trial], equal: bool | None) -> Entry:
     """`equal`: whether the frames are one rank's, bit for bit."""
-    assert not hasattr(row.stage, "grids"), "a stage that decodes"
     described = row.stage.describe()
     planned = described.get("received bytes on rank 0", {})
     return _entry(row, trials, {"tiles": described.get("tiles"), "planned_bytes": planned, "equal": equal})

@@ -137,7 +137,8 @@ class Bench:
                 self._pictures(plans, decoder)
 
         self._use("transformer", _builder(sizes[0]), steps)
-        self._use("video_decoder", sizes[0].one, pictures)
+        if any(decoding(sizes[0].one)):
+            self._use("video_decoder", sizes[0].one, pictures)
         self._sharded(sizes[0])
 
     def _links(self, sizes: Sequence[SizePlans]) -> None:

@@ -228,8 +228,11 @@ def _extrapolated(entry: Entry) -> float:
 def _moved(entry: Entry) -> tuple[str, str]:
     """MiB that the rank that receives the most did receive in a step, and should by the plan."""
     counted = max((sum(each["received_bytes"].values()) for each in entry.details["ranks"]), default=0)
-    planned = sum(entry.details["planned_bytes"].values())
-    return tuple(f"{size / 2**20:.2f}" if size else NOTHING for size in (counted, planned))  # type: ignore[return-value]
+    return _mib(counted), _mib(sum(entry.details["planned_bytes"].values()))
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.2f}" if size else NOTHING
 
 
 def _gib(size: int | None) -> str:

@@ -132,9 +132,9 @@ def shortened(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
 
 def denoising(plan: Plan) -> Iterator[Denoise]:
-    """Its stages that denoise."""
+    """Its stages that denoise a video; sound alone is another transformer's."""
     for stage in plan.stages.values():
-        if isinstance(stage, Denoise):
+        if isinstance(stage, Denoise) and stage.has_video:
             yield stage
 
 
