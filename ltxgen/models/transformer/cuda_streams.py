@@ -1,7 +1,7 @@
 """Where a block's kernels are launched: one after the other, or audio's beside video's.
 
-Audio has few tokens: its kernels, a third of all, are short and leave most of a GPU idle. They need video's in one place
-of a block only, where the modalities attend to each other.
+Audio has few tokens: its kernels, half of all, are short and leave most of a GPU idle. They wait for video's in one
+place of a block only, where the modalities attend to each other.
 """
 
 from __future__ import annotations
@@ -75,7 +75,6 @@ class TwoStreams:
 
     def meet(self, crossing: Sequence[Tensor]) -> None:
         current = self._current()
-        # Audio's wait is for an event of its own, recorded after this wait; it adds nothing to what audio waits for.
         current.wait_stream(self._audio)
         self._audio.wait_stream(current)
         self.held = crossing
