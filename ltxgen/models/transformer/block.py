@@ -143,7 +143,9 @@ class TransformerBlock(nn.Module):
         return BlockTexts(video, audio)
 
     def _joined(self, texts: Sequence[BlockTexts]) -> BlockTexts:
-        """The texts of passes as one batch."""
+        """The texts of passes as one batch; the very object if there is one."""
+        if len(texts) == 1:
+            return texts[0]
         video = joined([text.video for text in texts])
         with self.cuda_streams.audio():
             return BlockTexts(video, joined([text.audio for text in texts]))
@@ -170,12 +172,11 @@ class TransformerBlock(nn.Module):
             video, audio = self._attend_across(video, audio, video_stream, audio_stream, perturbation.across)
         if video is not None and video_stream is not None and video_stream.enabled:
             video = self._feed_forward(video, video_stream, self.ff, self.scale_shift_table)
-        if audio is not None and audio_stream is not None and audio_stream.enabled:
-            with beside():
-                audio = self._feed_forward(audio, audio_stream, self.audio_ff, self.audio_scale_shift_table)
         added = self.elementwise.added
         video_sum = None if video is None else added(video)
         with beside():
+            if audio is not None and audio_stream is not None and audio_stream.enabled:
+                audio = self._feed_forward(audio, audio_stream, self.audio_ff, self.audio_scale_shift_table)
             return Hidden(video_sum, None if audio is None else added(audio))
 
     def _attend_self(
@@ -250,10 +251,10 @@ class TransformerBlock(nn.Module):
 
 
 def joined(texts: Sequence[TextKeys | None]) -> TextKeys | None:
-    """One modality's text of several passes as a batch; the very object if there is one."""
+    """One modality's text of several passes as a batch, if it has any."""
     keys = [text for text in texts if text is not None]
-    if len(keys) < 2:
-        return keys[0] if keys else None
+    if not keys:
+        return None
     biases = [text.bias for text in keys if text.bias is not None]
     keys_values = KeysValues(*(torch.cat(tensors) for tensors in zip(*(t.keys_values for t in keys), strict=True)))
     return TextKeys(keys_values, torch.cat(biases) if biases else None)
