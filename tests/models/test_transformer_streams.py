@@ -138,6 +138,7 @@ def ran(model: Transformer, kind: str, step: str, streams: TwoStreams, backend: 
     with Launches(backend) as launches:
         velocities = [model.forward_passes(together) for _ in range(2)]
     assert streams._audio.launched > 50
+    assert not streams.held or isinstance(streams, NoJoin)
     return velocities, launches.faults
 
 
