@@ -1,11 +1,11 @@
 """A two-stage run at full size under caps of GPU memory, random weights: seconds and peaks of each stage.
 
-    python tests/perf/memory_caps.py
+    python tests/perf/memory_caps.py [GB ...]
 
-Needs one CUDA device of 80 GB or more and 64 GiB of host memory, and takes some three minutes. 768x512x121, 4 base
+Needs one CUDA device of 80 GB or more and 64 GiB of host memory, and takes some three minutes. 768x512x121, 3 base
 steps, bf16, `memory=auto` in one process: each cap is set with torch.cuda.set_per_process_memory_fraction. The first
 run has no cap, `memory=resident`, and compiles what is not on disk; the second is what the others are compared with.
-Prints each run as it ends, and the tables last.
+Prints each run's figures as it ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ltxgen.recipe.run import run_plan  # noqa: E402
 from ltxgen.runtime.displays import create_progress  # noqa: E402
 
 CAPS_GB = (24, 32, 48, 80)
-STEPS = {"base": 4, "refine": 3}
+STEPS = {"base": 3, "refine": 3}
 WORDS = (
     "+recipe=ltx23_two_stage",
     "artifacts=synthetic",
@@ -100,39 +100,39 @@ def attempt(label: str, cap_gb: float | None, *words: str) -> Run | None:
     return made
 
 
-def print_peaks(runs: list[Run]) -> None:
-    print(f"\n{'run':<18} {'stage':<13} {'s':>7} {'load s':>7} {'peak GiB':>9} {'predicted':>9} {'ratio':>6}")
-    for each in runs:
-        for name, stage in each.stages.items():
-            peak, predicted = stage["peak_bytes"] / GIB, each.predicted[name] / GIB
-            taken = f"{stage['seconds']:7.2f} {stage['load_seconds']:7.2f}"
-            print(f"{each.label:<18} {name:<13} {taken} {peak:9.2f} {predicted:9.2f} {predicted / peak:6.3f}")
+def print_peaks(made: Run) -> None:
+    print(f"  {'stage':<13} {'s':>7} {'load s':>7} {'peak GiB':>9} {'predicted':>9} {'ratio':>6}")
+    for name, stage in made.stages.items():
+        peak, predicted = stage["peak_bytes"] / GIB, made.predicted[name] / GIB
+        taken = f"{stage['seconds']:7.2f} {stage['load_seconds']:7.2f}"
+        ratio = f"{predicted / peak:6.3f}" if peak else ""
+        print(f"  {name:<13} {taken} {peak:9.2f} {predicted:9.2f} {ratio}")
 
 
-def print_slowdowns(runs: list[Run], resident: Run) -> None:
-    print(f"\n{'run':<18} {'base s/step':>11} {'x':>5} {'refine s/step':>13} {'x':>5} {'stages s':>9} {'x':>5} "
-          f"{'load s':>7} {'all s':>7} {'peak GiB':>9}  policy")  # fmt: skip
-    for each in runs:
-        steps = "  ".join(
-            f"{seconds:10.3f} {seconds / resident.denoising[name]:6.2f}" for name, seconds in each.denoising.items()
-        )
-        ratio = each.computing / resident.computing
-        peak = max(stage["peak_bytes"] for stage in each.stages.values()) / GIB
-        print(
-            f"{each.label:<18} {steps} {each.computing:9.2f} {ratio:5.2f} {each.loading:7.2f} {each.seconds:7.2f} "
-            f"{peak:9.2f}  {each.policy}"
-        )
+def print_slowdown(made: Run, resident: Run) -> None:
+    steps = ", ".join(
+        f"{name} {seconds:.3f} s/step ({seconds / resident.denoising[name]:.2f} x)"
+        for name, seconds in made.denoising.items()
+    )
+    ratio = made.computing / resident.computing
+    peak = max(stage["peak_bytes"] for stage in made.stages.values()) / GIB
+    print(
+        f"  {steps}; stages {made.computing:.2f} s ({ratio:.2f} x), loading {made.loading:.2f} s, peak {peak:.2f} GiB"
+    )
 
 
 def main() -> None:
+    caps = [int(word) for word in sys.argv[1:]] or CAPS_GB
     print(torch.cuda.get_device_name(0), torch.__version__, flush=True)
     attempt("compiling", None, "memory=resident")
     resident = attempt("resident, no cap", None, "memory=resident")
-    capped = [attempt(f"auto, {cap} GB", cap, "memory=auto") for cap in CAPS_GB]
-    runs = [each for each in (resident, *capped) if each is not None]
-    print_peaks(runs)
-    if resident is not None:
-        print_slowdowns(runs, resident)
+    for cap in caps:
+        made = attempt(f"auto, {cap} GB", cap, "memory=auto")
+        if made is not None:
+            print_peaks(made)
+        if made is not None and resident is not None:
+            print_slowdown(made, resident)
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
