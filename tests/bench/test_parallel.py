@@ -17,6 +17,7 @@ import ltxgen
 from ltxgen.artifacts.synthetic import architecture
 from ltxgen.attention.sdpa import Sdpa
 from ltxgen.bench import report as bench_report
+from ltxgen.bench.parallel import rank
 from ltxgen.bench.parallel.agreement import other_batching, other_kernel, psnr, relative_l2
 from ltxgen.bench.parallel.entries import link_entry
 from ltxgen.bench.parallel.links import Link, Message
@@ -29,6 +30,7 @@ from ltxgen.config import compose
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import AttentionByRole, Transformer, TransformerConfig
 from ltxgen.models.transformer.attention import Attention
+from ltxgen.models.transformer.cuda_streams import ONE_STREAM
 from ltxgen.runtime.ranks import ONE_PROCESS
 
 WORDS = ("model=ltx23_tiny", "--sizes", "64x64x9", "--steps", "2", "parallel.num_processes=2")
@@ -228,6 +230,18 @@ def test_other_orders_end_with_their_block(transformer):
     assert attends == [module.attend for module in transformer.modules() if isinstance(module, Attention)]
 
 
+def test_one_gpu_has_the_streams_that_it_would_choose(transformer, monkeypatch):
+    class Plan:
+        device, two_streams = torch.device("cpu"), True
+
+    monkeypatch.setattr(rank, "TwoStreams", lambda device: f"two on {device}")
+    rank.use_streams_of(Plan(), transformer)
+    assert {block.cuda_streams for block in transformer.transformer_blocks} == {"two on cpu"}
+    Plan.two_streams = False
+    rank.use_streams_of(Plan(), transformer)
+    assert {block.cuda_streams for block in transformer.transformer_blocks} == {ONE_STREAM}
+
+
 def test_distances():
     ours, theirs = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0])
     assert relative_l2(Pair(ours, theirs), Pair(theirs, theirs)) == pytest.approx({"video": 4 / 3, "audio": 0.0})
@@ -244,6 +258,9 @@ def test_a_budget_counts_from_the_start_of_the_command():
     assert Budget(time.time(), None, ONE_PROCESS).allows(1e9)
 
 
+ONE = {"attention": "a", "attention_of_one_gpu": "a", "streams_of_one_gpu": "two CUDA streams"}
+
+
 def step(layout, ms, kind="layout", apart=None, stage="base", steps=30, meshes=()):
     rank = {"ms": ms, "received_bytes": {"ring": 2**20}, "exchange_ms": {"ring": 5.0}}
     details = {
@@ -255,7 +272,7 @@ def step(layout, ms, kind="layout", apart=None, stage="base", steps=30, meshes=(
 
 
 def test_a_verdict_is_by_the_order_that_differs_most():
-    machine = {"ranks": "2", "device_name": "a GPU", "torch": "2", "attention": "a", "attention_of_one_gpu": "a"}
+    machine = {"ranks": "2", "device_name": "a GPU", "torch": "2", **ONE}
     alone, near, far = (
         step("one GPU", 100.0, "one"),
         step("ulysses 2", 80.0, apart=0.02),
@@ -275,7 +292,7 @@ def test_a_verdict_is_by_the_order_that_differs_most():
 
 
 def test_a_run_has_all_of_its_stages():
-    machine = {"ranks": "2", "device_name": "a GPU", "torch": "2", "attention": "a", "attention_of_one_gpu": "a"}
+    machine = {"ranks": "2", "device_name": "a GPU", "torch": "2", **ONE}
     entries = [
         step("one GPU", 100.0, "one"),
         step("one GPU", 200.0, "one", stage="refine", steps=3),
