@@ -42,7 +42,7 @@ from ltxgen.recipe.parts import KNOWN_LORAS, lora_artifact
 from ltxgen.recipe.precision import float8_layers, precision_notes, precision_problems
 from ltxgen.recipe.sizes import with_source_sizes
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype, resolve_kernels
-from ltxgen.stage.denoise import NOISE, DenoiseConfig
+from ltxgen.stage.denoise import NOISE, Denoise, DenoiseConfig
 from ltxgen.stage.protocol import Setting, Stage, request_fields, setting_for
 
 
@@ -148,6 +148,8 @@ def make_plan(
     setting = dataclasses.replace(setting, parallel=parallel, graphed_tokens=graphed_tokens)
     stages = _built(recipe, setting)
     problems += _inferred(stages)
+    for stage in stages.values() if not problems else ():
+        notes += stage.notes if isinstance(stage, Denoise) else ()
     problems += _output_problems(recipe)
     memory = None
     if not problems and parallel is not None:
