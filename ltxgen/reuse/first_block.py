@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import Any, ClassVar
+from math import inf, isfinite
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -86,6 +86,7 @@ class FirstBlock:
         self.in_span = False
         self.state: Any = None
         self.decisions: list[bool] = []  # of this evaluation's calls: whether the other blocks were skipped
+        self.changes: list[float] = []  # on which they were made
         self._evaluations = {True: 0, False: 0}
 
     def wrap(self, transformer: Transformer, ranks: Ranks) -> PassesModel:
@@ -100,8 +101,9 @@ class FirstBlock:
         return x0
 
     @property
-    def counts(self) -> Mapping[str, int]:
-        return {"all blocks": self._evaluations[False], "first blocks alone": self._evaluations[True]}
+    def facts(self) -> Mapping[str, Any]:
+        numbers = {"all blocks": self._evaluations[False], "first blocks alone": self._evaluations[True]}
+        return {**numbers, "changes": [round(change, 4) for change in self.changes]}
 
 
 class FirstBlockTransformer:
@@ -117,17 +119,19 @@ class FirstBlockTransformer:
         """As `Transformer.forward_passes`; all ranks of a stage call it together."""
         return self.transformer.forward_passes(passes, Call(self, passes))
 
-    def may_skip(self, passes: Sequence[TransformerPass], first: Sequence[Hidden]) -> bool:
+    def may_skip(self, passes: Sequence[TransformerPass], first: Sequence[Hidden], known: Sequence[Ran | None]) -> bool:
         """Whether passes to whose tokens the first blocks added `first` go without the others: all ranks or none."""
         config = self.reuse.config
         if not self.reuse.in_span:
             return False
-        known = [self.ran[kind] for kind in map(_kind, passes) if kind in self.ran]
-        if len(known) == len(passes) and all(ran.skips < config.max_skips for ran in known):
+        if _all_fresh(known, config.max_skips):
             change = self._change(passes, first, known)
         else:
             change = torch.full((1,), inf, device=_first_tensor(first).device)
-        return self.ranks.largest(change).item() < config.threshold  # not so where nothing was added: 0 / 0
+        largest = self.ranks.largest(change).item()
+        if isfinite(largest):  # nor is it where the first blocks added nothing: 0 / 0
+            self.reuse.changes.append(largest)
+        return largest < config.threshold
 
     def _change(self, passes: Sequence[TransformerPass], first: Sequence[Hidden], known: Sequence[Ran]) -> Tensor:
         """(1,): the largest, among passes and modalities, of this rank's passes."""
@@ -149,31 +153,35 @@ class Call:
     """One call of the transformer, from its first blocks to its end (`models.transformer.Shortcut`)."""
 
     def __init__(self, owner: FirstBlockTransformer, passes: Sequence[TransformerPass]) -> None:
-        self.owner = owner
-        self.passes = passes
         self.num_blocks = owner.reuse.config.blocks
+        self._owner = owner
+        self._passes = passes
+        self._kinds = list(map(_kind, passes))
         self._begun: Sequence[Hidden] = ()
         self._first: Sequence[Hidden] = ()
 
     def end(self, embedded: Hidden, hidden: Sequence[Hidden]) -> list[Hidden] | None:
         added = {id(each): _minus(each, embedded) for each in hidden}  # passes that have not parted yet share theirs
-        first = [added[id(each)] for each in hidden]
-        ran = self.owner.ran
-        skips = self.owner.may_skip(self.passes, first)
-        self.owner.reuse.decisions.append(skips)
+        first, ran = [added[id(each)] for each in hidden], self._owner.ran
+        skips = self._owner.may_skip(self._passes, first, [ran.get(kind) for kind in self._kinds])
+        self._owner.reuse.decisions.append(skips)
         if skips:
-            known = [ran[kind] for kind in map(_kind, self.passes)]
-            for each in known:
-                each.skips += 1
-            return [_plus(each, before.others) for each, before in zip(hidden, known, strict=True)]
-        for kind in map(_kind, self.passes):
+            for kind in set(self._kinds):
+                ran[kind].skips += 1
+            return [_plus(each, ran[kind].others) for each, kind in zip(hidden, self._kinds, strict=True)]
+        for kind in self._kinds:
             ran.pop(kind, None)  # not held beside what takes its place
         self._begun, self._first = hidden, first
         return None
 
     def ended(self, hidden: Sequence[Hidden]) -> None:
-        for each, begun, first, end in zip(self.passes, self._begun, self._first, hidden, strict=True):
-            self.owner.ran[_kind(each)] = Ran(_texts(each), first, _minus(end, begun))
+        each_pass = zip(self._kinds, self._passes, self._begun, self._first, hidden, strict=True)
+        for kind, each, begun, first, end in each_pass:
+            self._owner.ran[kind] = Ran(_texts(each), first, _minus(end, begun))
+
+
+def _all_fresh(known: Sequence[Ran | None], max_skips: int) -> TypeGuard[Sequence[Ran]]:
+    return all(ran is not None and ran.skips < max_skips for ran in known)
 
 
 def _kind(each: TransformerPass) -> tuple[object, ...]:

@@ -93,16 +93,14 @@ class Interval:
             return self.state.map(lambda points: extrapolated(_under(guidance, points) or points[-1:], sigma))
         x0, is_new = evaluate()
 
-        def with_point(points: tuple[Point, ...], x0: Tensor | None, is_new: bool) -> tuple[Point, ...]:
-            if x0 is None or not is_new:
-                return points
-            return (*_under(guidance, points), Point(guidance, sigma, x0))[-self.order - 1 :]
+        def with_point(x0: Tensor, points: tuple[Point, ...], is_new: bool) -> tuple[Point, ...]:
+            return (*_under(guidance, points), Point(guidance, sigma, x0))[-self.order - 1 :] if is_new else points
 
-        self.state = self.state.map(with_point, x0, is_new)
+        self.state = x0.map(with_point, self.state, is_new)
         return x0
 
     @property
-    def counts(self) -> Mapping[str, int]:
+    def facts(self) -> Mapping[str, Any]:
         return {"computed": self._calls[True], "extrapolated": self._calls[False]}
 
 

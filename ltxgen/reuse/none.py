@@ -37,7 +37,7 @@ class NoneConfig:
 
 
 class NoReuse:
-    counts: Mapping[str, int] = {}
+    facts: Mapping[str, Any] = {}
     state: Any = None
 
     def wrap(self, transformer: Transformer, ranks: Ranks) -> PassesModel:

@@ -52,8 +52,8 @@ class Reuse(Protocol):
         ...
 
     @property
-    def counts(self) -> Mapping[str, int]:
-        """What was computed and what was not, for the manifest."""
+    def facts(self) -> Mapping[str, Any]:
+        """How often it computed and how often it did not, for the manifest."""
         ...
 
     @property

@@ -239,8 +239,8 @@ class Denoise:
         for name, value in written.items():
             context.record(name.replace(".", ".final."), value)
         context.report("communication", parallel.communication)
-        if counts := denoiser.reuse.counts:
-            context.report("reuse", {"kind": self.config.reuse.kind, **counts})
+        if facts := denoiser.reuse.facts:
+            context.report("reuse", {"kind": self.config.reuse.kind, **facts})
         return {NOISE: state[NOISE], **written}
 
     def _sample(
