@@ -28,6 +28,7 @@ RANKS = {
     "artifacts": 2,
     "attention": 2,
     "precision": 2,
+    "reuse": 2,
     "parallel": 2,
     "runtime": 2,
     "stage": 3,

@@ -27,6 +27,7 @@ WHERE = {  # groups that stand inside a stage
     "guidance": "guidance@stages.base.guidance",
     "schedule": "schedule@stages.base.schedule",
     "sampler": "sampler@stages.base.sampler",
+    "reuse": "reuse@stages.base.reuse",
     "stage": "+stage@stages.one_more",
 }
 recipes = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -153,7 +154,7 @@ def test_the_groups_are_the_folders_and_the_defaults_list_names_them():
     assert groups == set(compose.groups()) - {"recipe"}
     defaults = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
     named = {key for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("override")}
-    assert named == groups - {"stage", "schedule", "sampler", "guidance"}  # those stand inside a stage
+    assert named == groups - {"stage", "schedule", "sampler", "guidance", "reuse"}  # those stand inside a stage
     # Each line of the list says what is chosen there.
     lines = (CONF / "config.yaml").read_text().splitlines()
     for group in named:

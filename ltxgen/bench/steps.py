@@ -10,7 +10,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from ltxgen.models.transformer.graphs import graphed
 from ltxgen.models.transformer.passes import TransformerPass
 from ltxgen.parallel.cost import TEXT_TOKENS
 from ltxgen.recipe.plan import Plan
+from ltxgen.reuse.none import NoneConfig
 from ltxgen.sampler.protocol import Denoise as Predict
 from ltxgen.sampler.protocol import Evaluation, Memory, OnStep, one_a_step
 from ltxgen.stage.denoise import NOISE, Denoise
@@ -218,6 +219,7 @@ def while_running(
 
     handing_out = copy.copy(stage)  # the plan's own stage still runs whole
     handing_out.sampler = HandOut(receive)
+    handing_out.config = replace(stage.config, reuse=NoneConfig())  # what is timed is a step that is computed
     handing_out.run(state, {"transformer": transformer}, context)
 
 

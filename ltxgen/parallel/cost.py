@@ -36,15 +36,20 @@ USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator'
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage asks of the transformer: the passes of each evaluation, tokens of one sample, and the attention
-    roles that get a mask.
+    """What a stage asks of the transformer: the passes of each evaluation, tokens of one sample, the attention roles
+    that get a mask, and how many hidden states of each pass are kept from step to step.
 
-    Most samplers evaluate once a step. Where guidance skips, an evaluation has no pass.
+    Most samplers evaluate once a step. Where guidance or reuse skips, an evaluation has no pass.
     """
 
     steps: Sequence[Sequence[GuidedPass]]
     tokens: Pair[int]
     masked: tuple[str, ...] = ()
+    kept_hidden: int = 0
+
+    @property
+    def distinct_passes(self) -> int:
+        return len({each for passes in self.steps for each in passes})
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,9 @@ class CostModel:
         used = self.stage_shape(work, shape)
         num_passes = math.ceil(max(map(len, work.steps), default=0) / used.guidance)
         as_batch = (work.tokens.video or 0) <= self.batched_tokens
-        return activation_bytes(self._token_bytes(work.tokens) // used.num_shards, num_passes, as_batch=as_batch)
+        hidden = self._token_bytes(work.tokens) // used.num_shards
+        kept = work.kept_hidden * math.ceil(work.distinct_passes / used.guidance) * hidden if work.kept_hidden else 0
+        return activation_bytes(hidden, num_passes, as_batch=as_batch) + kept
 
     def fits(self, shape: MeshShape, sharded: bool = False) -> bool:
         return self.memory_bytes(shape, sharded) <= USABLE * self.hardware.memory_gib * 2**30

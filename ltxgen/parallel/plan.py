@@ -71,10 +71,11 @@ class ParallelPlan:
         """What a step of `passes` over one sample of `tokens` moves between ranks."""
         return step_traffic(self.stage_shape(len(passes)), self.config, passes, tokens, bytes_per_value)
 
-    def stage(self, num_passes: int, device_type: str) -> StageParallel:
-        """The parallelism of a running stage of at most `num_passes` passes a step."""
+    def stage(self, num_passes: int, device_type: str, all_predict: bool = False) -> StageParallel:
+        """The parallelism of a running stage of at most `num_passes` passes a step, whose ranks `all_predict`."""
         layout = Layout.build(self.stage_shape(num_passes), device_type)
-        return StageParallel(layout, self.sequence, self.config.num_layers, self.sharded_weights)
+        # Where weights are sharded the ranks gather them from each other, also from those that have no pass.
+        return StageParallel(layout, self.sequence, self.config.num_layers, self.sharded_weights or all_predict)
 
     def placement(self, device_type: str) -> ShardedWeights | None:
         """How components are placed on the ranks; None: each is whole on every one."""
@@ -96,12 +97,13 @@ class ParallelPlan:
 
 @dataclass(frozen=True, eq=False)
 class StageParallel:
-    """What a denoising stage sees of the ranks."""
+    """What a denoising stage sees of the ranks. With `all_predict` each calls the transformer whenever another does,
+    if need be for a pass that is not its own."""
 
     layout: Layout
     sequence: SequenceParallel
     num_blocks: int
-    sharded_weights: bool = False
+    all_predict: bool = False
 
     def wrap(self, transformer: Transformer) -> PassesModel:
         """`transformer` run by all ranks of the sequence, whole in and whole out."""
@@ -115,10 +117,23 @@ class StageParallel:
     ) -> list[Pair[Tensor]]:
         """The result of every pass, in order; `predict` is given those of this rank. `like` has a result's shapes and
         dtypes."""
-        # Where weights are sharded the ranks gather them from each other, also from those that have no pass.
-        return predict_passes(
-            passes, predict, like, self.layout.guidance, self.num_blocks, all_predict=self.sharded_weights
-        )
+        return predict_passes(passes, predict, like, self.layout.guidance, self.num_blocks, self.all_predict)
+
+    def own_tokens(self, hidden: Pair[Tensor]) -> Pair[Tensor]:
+        """What the wrapped transformer holds (B, T, C), without the padding."""
+        return self.sequence.without_padding(hidden)
+
+    def summed(self, x: Tensor) -> Tensor:
+        """Over the ranks of the sequence."""
+        for axis in (self.layout.ulysses, self.layout.ring):
+            x = axis.all_gather(x).sum(0) if axis.size > 1 else x
+        return x
+
+    def largest(self, x: Tensor) -> Tensor:
+        """Of all ranks; bit for bit the same on each."""
+        for axis in (self.layout.ulysses, self.layout.ring, self.layout.guidance):
+            x = axis.all_gather(x).amax(0) if axis.size > 1 else x
+        return x
 
     @property
     def communication(self) -> Communication:

@@ -84,6 +84,14 @@ class SequenceParallel:
         """
         return transformer if layout.num_shards == 1 else ShardedTransformer(transformer, self, layout)
 
+    def without_padding(self, pieces: Pair[Tensor]) -> Pair[Tensor]:
+        """Of this rank's pieces (B, T, C), the tokens; all of them outside of a sharded transformer."""
+        running = self.running
+        if running is None:
+            return pieces
+        shard = running.layout.shard
+        return pieces.map(lambda piece, shards: piece[:, : shards.tokens_in_piece(shard)], running.shards)
+
 
 @functools.cache
 def sequence_of_process() -> SequenceParallel:

@@ -74,8 +74,14 @@ class Shards:
     @property
     def tokens_in_block(self) -> tuple[int, ...]:
         """Tokens of each block without padding, which stands behind them."""
-        length = self.block_length
-        return tuple(min(max(self.num_tokens - block * length, 0), length) for block in range(self.num_blocks))
+        return tuple(self._tokens(block, self.block_length) for block in range(self.num_blocks))
+
+    def tokens_in_piece(self, number: int) -> int:
+        """Tokens of a piece without padding."""
+        return self._tokens(number, self.piece_length)
+
+    def _tokens(self, number: int, length: int) -> int:
+        return min(max(self.num_tokens - number * length, 0), length)
 
 
 def divisors(number: int) -> list[int]:

@@ -48,7 +48,7 @@ from ltxgen.runtime.environment import (
     resolve_kernels,
     resolve_streams,
 )
-from ltxgen.stage.denoise import NOISE, DenoiseConfig
+from ltxgen.stage.denoise import NOISE, Denoise, DenoiseConfig
 from ltxgen.stage.protocol import Setting, Stage, request_fields, setting_for
 
 
@@ -160,6 +160,8 @@ def make_plan(
     setting = dataclasses.replace(setting, parallel=parallel, graphed_tokens=graphed_tokens)
     stages = _built(recipe, setting)
     problems += _inferred(stages)
+    for stage in stages.values() if not problems else ():
+        notes += stage.notes if isinstance(stage, Denoise) else ()
     problems += _output_problems(recipe)
     memory = None
     if not problems and parallel is not None:

@@ -22,7 +22,7 @@ class Checkpoint:
     """A walk between two steps: all that the rest of it depends on and that its beginning doesn't give again.
 
     `num_steps` done, the latents then, guidance's last prediction and the number of them so far, the run's generator,
-    and what the sampler carries from step to step.
+    and what the sampler and the reuse carry from step to step.
     """
 
     num_steps: int
@@ -31,6 +31,7 @@ class Checkpoint:
     num_calls: int
     noise: NoiseState
     memory: dict[str, Tensor]
+    reuse: Any
 
 
 class Checkpoints:
@@ -51,6 +52,7 @@ class Checkpoints:
         if saved is None:
             return states, {}
         self.denoiser.previous, self.denoiser.calls = saved.previous, saved.num_calls
+        self.denoiser.reuse.state = saved.reuse
         self.noise.restore(saved.noise)
         states = states.map(lambda state, latents: state.with_(latents=latents), saved.latents)
         return states, {"start": saved.num_steps, "memory": saved.memory}
@@ -60,7 +62,6 @@ class Checkpoints:
         if done % self.every or done == self.num_steps:
             return
         latents = states.map(lambda state: state.latents)
-        noise = self.noise.state()
-        self.steps.save(
-            Checkpoint(done, latents, self.denoiser.previous, self.denoiser.calls, noise, dict(memory or {}))
-        )
+        noise, denoiser = self.noise.state(), self.denoiser
+        carried = dict(memory or {}), denoiser.reuse.state
+        self.steps.save(Checkpoint(done, latents, denoiser.previous, denoiser.calls, noise, *carried))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -29,6 +30,8 @@ from ltxgen.models.transformer.graphs import graphed
 from ltxgen.parallel.cost import Work
 from ltxgen.parallel.plan import StageParallel
 from ltxgen.registry import register
+from ltxgen.reuse.none import NoneConfig
+from ltxgen.reuse.protocol import Prediction
 from ltxgen.sampler.protocol import Evaluation
 from ltxgen.schedule.explicit import ExplicitConfig
 from ltxgen.schedule.ltx2 import Ltx2Config
@@ -46,7 +49,7 @@ NOISE = "noise"  # the run's generator, which every denoise stage draws from in 
 @register("stage", "denoise")
 @dataclass(frozen=True)
 class DenoiseConfig:
-    """A schedule, a sampler, a guidance, LoRAs, and where to start from.
+    """A schedule, a sampler, a guidance, a reuse of earlier steps, LoRAs, and where to start from.
 
     `steps` are for a schedule of any number of them; `sigmas`, the noise levels themselves, take the schedule's place.
     `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
@@ -63,6 +66,7 @@ class DenoiseConfig:
     context: str
     scale: PositiveFraction = Fraction(1)
     schedule: Annotated[Any, Kind("schedule")] = field(default_factory=Ltx2Config)
+    reuse: Annotated[Any, Kind("reuse")] = field(default_factory=NoneConfig)
     steps: Steps | None = None
     sigmas: tuple[float, ...] | None = None
     loras: dict[str, float] = field(default_factory=dict)
@@ -116,6 +120,23 @@ class Denoise:
         return self.sampler.evaluations(self.sigmas.tolist())
 
     @property
+    def guidance_ranges(self) -> Sequence[int]:
+        """A number for each evaluation, another one wherever the guidance changes."""
+        guidances = [self.guidance.at(sigma) for sigma, _ in self.evaluations]
+        return list(accumulate((one != other for one, other in pairwise(guidances)), initial=0))
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a plan has to say of this stage, once `infer` found nothing wrong with it."""
+        note = self.config.reuse.note(self.guidance_ranges)
+        if note is None:
+            return []
+        num_tokens = self.num_passes * (self.video_grid.num_tokens if self.has_video else 0)
+        ungraphed = self.config.reuse.decides and num_tokens <= self.setting.graphed_tokens > 0
+        graphs = "; its steps are not recorded as CUDA graphs" if ungraphed else ""
+        return [f"stages.{self.name}.reuse {note}{graphs}"]
+
+    @property
     def grids(self) -> Pair[Any]:
         return Pair(self.video_grid if self.has_video else None, self.audio_grid)
 
@@ -129,7 +150,7 @@ class Denoise:
         return AudioGrid.from_video(self.setting.request.num_frames, self.setting.request.fps)
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
-        problems = [*self._step_problems(), *self._guidance_problems(shapes)]
+        problems = [*self._step_problems(), *self._guidance_problems(shapes), *self._reuse_problems()]
         self.appended = total_appended([shapes[name] for name in self.config.conditions if name in shapes])
         problems += self._reference_problems(shapes)
         request = self.setting.request
@@ -173,6 +194,8 @@ class Denoise:
             "loras": dict(self.config.loras),
             "tokens": vars(work.tokens),
         }
+        if not isinstance(self.config.reuse, NoneConfig):
+            described["reuse"] = {"kind": self.config.reuse.kind}
         parallel = self.setting.parallel
         if parallel is not None and parallel.shape.num_ranks > 1:
             traffic = parallel.traffic(max(work.steps, key=len), work.tokens, self.setting.dtype.itemsize)
@@ -184,13 +207,17 @@ class Denoise:
     def work(self) -> Work | None:
         if self._step_problems() or self._schedule_problems():
             return None
-        steps = tuple(self.guidance.at(sigma).passes(step) for sigma, step in self.evaluations)
+        evaluated = self.config.reuse.evaluated(self.guidance_ranges)
+        steps = tuple(
+            self.guidance.at(sigma).passes(step) if computed else []
+            for (sigma, step), computed in zip(self.evaluations, evaluated, strict=True)
+        )
         tokens = self.grids.map(lambda grid, more: grid.num_tokens + more.tokens, self.appended)
         is_masked = self.appended.map(
             lambda more: more.attention is not None and more.attention * self.config.reference_attention < 1
         )
         roles = [f"{modality}_self" for modality, masked in vars(is_masked).items() if masked]
-        return Work(steps, tokens, masked=tuple(roles))
+        return Work(steps, tokens, masked=tuple(roles), kept_hidden=self.config.reuse.kept_hidden)
 
     @property
     def num_passes(self) -> int:
@@ -202,7 +229,8 @@ class Denoise:
         context.record(f"{self.name}.sigmas", sigmas)
         states = self._initial_states(state, sigmas[0].item(), context)
         assert self.setting.parallel is not None, "a plan that can run knows its ranks"
-        parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type)
+        decides = self.config.reuse.decides
+        parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type, all_predict=decides)
         denoiser = Denoiser(self, parallel, parts[self.transformer], state[self.config.context], states, context)
         context.progress.begin(len(self.evaluations))
         final = self._sample(states, sigmas, denoiser, state[NOISE], context)
@@ -211,6 +239,8 @@ class Denoise:
         for name, value in written.items():
             context.record(name.replace(".", ".final."), value)
         context.report("communication", parallel.communication)
+        if facts := denoiser.reuse.facts:
+            context.report("reuse", {"kind": self.config.reuse.kind, **facts})
         return {NOISE: state[NOISE], **written}
 
     def _sample(
@@ -308,10 +338,34 @@ class Denoise:
                 return [Problem(f"{where}.schedule", config.schedule.kind, str(error))]
             return [Problem(f"{where}.sigmas", list(config.sigmas), str(error))]
         try:
-            self.sampler.evaluations(sigmas.tolist())
+            evaluations = self.sampler.evaluations(sigmas.tolist())
         except ValueError as error:
             return [Problem(f"{where}.sampler", config.sampler.kind, f"{error}; the sigmas are {sigmas.tolist()}")]
+        if len(evaluations) >= len(sigmas) and not isinstance(config.reuse, NoneConfig):
+            message = (
+                f"the sampler `{config.sampler.kind}` takes the difference of two evaluations a step, which have to "
+                f"be exact; use reuse@{where}.reuse=none, or a sampler that evaluates once a step"
+            )
+            return [Problem(f"{where}.reuse", config.reuse.kind, message)]
         return []
+
+    def _reuse_problems(self) -> list[Problem]:
+        """Of what the request's sizes don't change."""
+        where, config = f"stages.{self.name}", self.config
+        checkpoint, problems = self.setting.artifacts.get("checkpoint"), []
+        if config.reuse.decides and config.checkpoint_every is not None:
+            message = (
+                f"a stage can't go on from a checkpoint with the reuse `{config.reuse.kind}`, which depends on hidden "
+                "states; set it to null, or take another reuse"
+            )
+            problems.append(Problem(f"{where}.checkpoint_every", config.checkpoint_every, message))
+        if checkpoint is None:
+            return problems
+        try:
+            num_blocks = TransformerConfig.from_metadata(checkpoint.config).num_layers
+        except (BadFile, ValueError):
+            return problems  # the checkpoint's own check says what is wrong with it
+        return problems + config.reuse.problems(f"{where}.reuse", num_blocks)
 
     def _reference_problems(self, shapes: Mapping[str, Any]) -> list[Problem]:
         """An IC-LoRA and references go together."""
@@ -375,7 +429,8 @@ class Denoiser:
         self.numerics = stage.setting.numerics
         self.guidance = stage.guidance
         self.parallel = parallel
-        self.transformer = graphed(parallel.wrap(transformer), stage.setting.graphed_tokens)
+        self.reuse = stage.config.reuse.build(stage.guidance_ranges)
+        self.transformer = graphed(parallel.wrap(self.reuse.wrap(transformer, parallel)), stage.setting.graphed_tokens)
         self.contexts = contexts
         self.context = context
         self.previous: Pair[Tensor] | None = None
@@ -383,15 +438,7 @@ class Denoiser:
         self.levels = states.map(lambda state: NoiseLevels.of(state.denoise_mask))
 
     def __call__(self, states: Pair[LatentState], sigma: float, step: int) -> Pair[Tensor]:
-        guidance = self.guidance.at(sigma)
-        passes = guidance.passes(step)
-        self.context.progress.note(", ".join(each.name for each in passes))
-        like = states.map(lambda state: state.latents)
-        results = self.parallel.predict_passes(passes, partial(self._predict, states, sigma, passes), like)
-        if self.calls == 0:
-            for number, x0 in enumerate(results):
-                self._record(f"call000.forward{number}", x0)
-        guided = guidance.combine(results, step, self.previous)
+        guided = self.reuse.predict(self.calls, sigma, partial(self._evaluate, states, sigma, step))
         self._record(f"call{self.calls:03d}.x0", guided)
         if guided.video is not None and states.video is not None:
             tokens = guided.video[:, : states.video.num_generated]
@@ -401,17 +448,29 @@ class Denoiser:
         self.context.progress.advance()
         return guided
 
+    def _evaluate(self, states: Pair[LatentState], sigma: float, step: int) -> Prediction:
+        guidance = self.guidance.at(sigma)
+        passes = guidance.passes(step)
+        self.context.progress.note(", ".join(each.name for each in passes))
+        like = states.map(lambda state: state.latents)
+        results = self.parallel.predict_passes(passes, partial(self._predict, states, sigma, passes), like)
+        if self.calls == 0:
+            for number, x0 in enumerate(results):
+                self._record(f"call000.forward{number}", x0)
+        is_new = passes[0].enabled if passes else Pair(False, False)
+        return Prediction(guidance.combine(results, step, self.previous), is_new)
+
     def _predict(
         self, states: Pair[LatentState], sigma: float, of_step: Sequence[Pass], passes: Sequence[Pass]
     ) -> list[Pair[Tensor]]:
         """The clean latents that each of `passes` predicts, this rank's `of_step`.
 
-        Passes with the same modalities run together. Where ranks gather weights from each other, all run each kind.
+        Passes with the same modalities run together. Where ranks depend on each other's calls, all run each kind.
         """
         found: dict[Pass, Pair[Tensor]] = {}
         for enabled in dict.fromkeys(each.enabled for each in of_step):
             alike = [each for each in passes if each.enabled == enabled]
-            if not alike and self.parallel.sharded_weights:
+            if not alike and self.parallel.all_predict:
                 alike = [next(each for each in of_step if each.enabled == enabled)]
             if alike:
                 found |= zip(alike, self._predict_alike(states, sigma, alike), strict=True)

@@ -34,6 +34,8 @@ from ltxgen.parallel.plan import ParallelPlan, StageParallel
 from ltxgen.parallel.shape import Choice, MeshShape
 from ltxgen.parallel.tally import Communication
 from ltxgen.parallel.traffic import Traffic
+from ltxgen.reuse.first_block import FirstBlock, FirstBlockConfig
+from ltxgen.reuse.protocol import Prediction
 
 TOLERANCE = 1e-5
 SETTINGS = {
@@ -183,6 +185,7 @@ class Findings:
     results: dict[tuple[str, ...], bytes]
     traffic: dict[tuple[str, ...], tuple[Communication, Traffic]]
     computed: dict[tuple[str, ...], list[int]]
+    changes: dict[str, list[float]]
 
 
 def relative_l2(ours: Pair[Any], theirs: Pair[Any]) -> float:
@@ -207,7 +210,7 @@ class World:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.findings = Findings({}, {}, {}, {})
+        self.findings = Findings({}, {}, {}, {}, {})
         self.reference = self.transformer(AttentionByRole())
 
     def transformer(self, attention: AttentionByRole) -> Transformer:
@@ -229,10 +232,12 @@ class World:
             for case_name, case in CASES.items():
                 self.check_case((name, case_name), stage, transformer, case)
             self.check_alone((name, "alone"), transformer)
+            self.check_reuse(name, plan, transformer)
         for name, shape in GUIDED[size].items():
             plan = ParallelPlan(Choice(shape), COST)
             transformer = self.transformer(plan.roles(LOCAL))
             self.check_plan(name, plan, transformer)
+            self.check_reuse(name, plan, transformer)
         if size == 4:
             self.check_three()
         return self.findings
@@ -288,6 +293,42 @@ class World:
             expected = Pair(*self.reference(each.video, each.audio, each.perturbation))
             self.note((*key, str(number)), results[number], expected)
 
+    def check_reuse(self, name: str, plan: ParallelPlan, transformer: Transformer) -> None:
+        """Steps that go without the other blocks or don't, as one rank decides it; three passes deal unevenly."""
+        alone = ParallelPlan(Choice(MeshShape()), COST).stage(4, self.device, all_predict=True)
+        stage = plan.stage(4, self.device, all_predict=True)
+        changes, wanted = self.reusing(alone, self.reference)
+        self.findings.changes[name], found = self.reusing(stage, transformer)
+        assert changes == pytest.approx(self.findings.changes[name], rel=1e-4)
+        for step, results in enumerate(found):
+            for number, result in enumerate(results):
+                self.note((name, "reuse", str(step), str(number)), result, wanted[step][number])
+
+    def reusing(self, stage: StageParallel, transformer: Transformer) -> tuple[list[float], list[list[Pair[Tensor]]]]:
+        """The changes between three steps, the second of which is close to the first, and their results."""
+        reuse: FirstBlock = FirstBlockConfig(0.0, 1.0, threshold=0.5).build([0] * 3)
+        wrapped = stage.wrap(reuse.wrap(transformer, stage))
+        case, passes, found = Case(23, 18), PASSES["no_stg"], []
+        first = self.inputs(case)
+        texts = [self.inputs(case, contexts_seed=seed) for seed in range(2)]
+        for step, noise in enumerate((0.0, 0.01, 3.0)):
+            tokens = first.map(
+                lambda each, noise=noise: replace(each, latents=each.latents.roll(1, 1) * noise + each.latents)
+            )
+
+            def predict(own: Sequence[GuidancePass], tokens: Pair[ModalityInput] = tokens) -> list[Pair[Tensor]]:
+                both = [tokens.map(_with_text, texts[each.context]) for each in own]
+                inputs = [TransformerPass(x.video, x.audio, one.perturbation) for x, one in zip(both, own, strict=True)]
+                return [Pair(*velocities) for velocities in wrapped.forward_passes(inputs)]
+
+            def evaluate(predict: Any = predict, tokens: Pair[ModalityInput] = tokens) -> Prediction:
+                found.append(stage.predict_passes(passes, predict, tokens.map(lambda each: each.latents)))
+                return Prediction(Pair(None, None), BOTH)
+
+            reuse.predict(step, 0.5, evaluate)
+        assert (reuse.facts["all blocks"], reuse.facts["first blocks alone"]) == (2, 1), reuse.facts
+        return reuse.changes, found
+
     def check_three(self) -> None:
         """Three of the four ranks: passes that deal unevenly, a ring of odd length."""
         group = dist.new_group([0, 1, 2])
@@ -306,6 +347,10 @@ class World:
     def note(self, key: tuple[str, ...], found: Pair[Any], expected: Pair[Any]) -> None:
         self.findings.errors[key] = relative_l2(found, expected)
         self.findings.results[key] = bits(found)
+
+
+def _with_text(modality: ModalityInput, text: ModalityInput) -> ModalityInput:
+    return replace(modality, context=text.context)
 
 
 def findings_of_rank(device: str) -> Findings:
@@ -329,6 +374,17 @@ def test_a_mesh_gives_the_velocities_of_one_rank(worlds: Any, size: int, mesh: s
     ranks = worlds[size][: 3 if mesh == "ring_of_3" else size]
     assert max(rank.errors[mesh, case] for rank in ranks) <= TOLERANCE
     assert len({rank.results[mesh, case] for rank in ranks}) == 1, "ranks differ"
+
+
+@pytest.mark.parametrize(("size", "mesh"), [(size, name) for size in WORLDS for name in (*MESHES[size], *GUIDED[size])])
+def test_ranks_reuse_what_one_rank_does(worlds: Any, size: int, mesh: str):
+    ranks = worlds[size]
+    assert len({tuple(rank.changes[mesh]) for rank in ranks}) == 1, "ranks differ"
+    keys = [key for key in ranks[0].errors if key[:2] == (mesh, "reuse")]
+    assert len(keys) == 9
+    for key in keys:
+        assert max(rank.errors[key] for rank in ranks) <= TOLERANCE, key
+        assert len({rank.results[key] for rank in ranks}) == 1, "ranks differ"
 
 
 def guided() -> Iterator[tuple[int, str, str]]:

@@ -69,6 +69,8 @@ def test_the_same_again_has_the_same_keys(planned, keys):
         ("request.width=128", AFTER_BASE),
         ("stages.base.steps=3", AFTER_BASE),
         ("stages.base.guidance.video.cfg_scale=2.5", AFTER_BASE),
+        ("reuse@stages.base.reuse=interval", AFTER_BASE),
+        ("reuse@stages.refine.reuse=first_block", AFTER_REFINE),
         ("stages.refine.loras.distilled=0.5", AFTER_REFINE),
         ("stages.refine.sigmas=[0.9,0.0]", AFTER_REFINE),
         ("stages.decode_video.kernels=plain", {"decode_video", "write"}),

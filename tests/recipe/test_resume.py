@@ -118,9 +118,17 @@ def test_a_killed_run_goes_on(run_ltxgen, tiny_words, tmp_path, undisturbed, mom
         assert stages["refine"]["resumed after step"] == 2
 
 
-def test_latents_after_a_kill_are_the_same_bit_for_bit(run_ltxgen, tiny_words, tmp_path):
-    """Also the last bit, and in the middle of a stage whose guidance repeats an earlier prediction."""
-    less = ("~stages.decode_video", "~stages.decode_audio", "~stages.write", "stages.base.guidance.audio.skip_step=1")
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        ("stages.base.guidance.audio.skip_step=1",),
+        ("reuse@stages.base.reuse=interval", "stages.base.reuse.start=0", "stages.base.reuse.end=1"),
+    ],
+    ids=["skip_step", "interval"],
+)
+def test_latents_after_a_kill_are_the_same_bit_for_bit(run_ltxgen, tiny_words, tmp_path, earlier):
+    """Also the last bit, and before a step that depends on earlier predictions."""
+    less = ("~stages.decode_video", "~stages.decode_audio", "~stages.write", *earlier)
     whole, store = {}, tmp_path / "cache"
     for kind in ("whole", "killed"):
         words = (*tiny_words, *WORDS, *less, "cache=auto", f"cache.folder={store / kind}", f"output.dir={kind}")

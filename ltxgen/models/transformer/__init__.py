@@ -5,7 +5,7 @@ from ltxgen.models.transformer.block import TransformerBlock
 from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
 from ltxgen.models.transformer.inputs import BlockInputs, Hidden, ModalityInput, StreamInputs
 from ltxgen.models.transformer.model import PassesModel, Transformer, Velocities
-from ltxgen.models.transformer.passes import BATCHED_TOKENS, Fork, TransformerPass, forks
+from ltxgen.models.transformer.passes import BATCHED_TOKENS, Fork, Shortcut, TransformerPass, forks
 from ltxgen.models.transformer.perturbation import BlockPerturbation, Perturbation
 from ltxgen.models.transformer.sound import is_for_sound, without_video
 
@@ -21,6 +21,7 @@ __all__ = [
     "ModalityInput",
     "PassesModel",
     "Perturbation",
+    "Shortcut",
     "StreamConfig",
     "StreamInputs",
     "Transformer",

@@ -29,6 +29,7 @@ from ltxgen.models.transformer.inputs import (
 from ltxgen.models.transformer.memo import TensorMemo
 from ltxgen.models.transformer.passes import (
     BATCHED_TOKENS,
+    Shortcut,
     TransformerPass,
     can_join,
     forks,
@@ -135,20 +136,19 @@ class Transformer(nn.Module):
         (velocities,) = self.forward_passes([TransformerPass(video, audio, perturbation)])
         return velocities
 
-    def forward_passes(self, passes: Sequence[TransformerPass]) -> list[Velocities]:
+    def forward_passes(self, passes: Sequence[TransformerPass], shortcut: Shortcut | None = None) -> list[Velocities]:
         """The velocities of all passes of a step, which start from the same tokens.
 
-        Each equals its own `forward`. Together they cost less: passes with the same contexts (the same tensors) are one
-        until their perturbations part, and every block projects each context once.
+        Each equals its own `forward`, but for a `shortcut` that is taken. Together they cost less: passes with the same
+        contexts (the same tensors) are one until their perturbations part, and every block projects each context once.
         """
         assert all(each.has_tokens_of(passes[0]) for each in passes), "passes of one step start from the same tokens"
         self._check_perturbations(passes)
         hidden, inputs = self.embed(passes[0].video, passes[0].audio)
         distinct = {each.context_key: each for each in passes}
         texts = {key: self.embed_texts(each.video, each.audio) for key, each in distinct.items()}
-        after = self.run_blocks(
-            hidden, inputs, [texts[each.context_key] for each in passes], [each.samples for each in passes]
-        )
+        their_texts, samples = [texts[each.context_key] for each in passes], [each.samples for each in passes]
+        after = self.run_blocks(hidden, inputs, their_texts, samples, shortcut)
         velocities = {id(each): self.head(each, inputs) for each in after}
         return [velocities[id(each)] for each in after]
 
@@ -177,6 +177,7 @@ class Transformer(nn.Module):
         inputs: BlockInputs,
         texts: Sequence[Texts],
         perturbations: Sequence[Sequence[Perturbation]],
+        shortcut: Shortcut | None = None,
     ) -> list[Hidden]:
         """Each pass's hidden states after all blocks, given its texts and its perturbation, single or one a sample.
 
@@ -186,7 +187,11 @@ class Transformer(nn.Module):
         parting = forks([(id(text), each) for text, each in zip(texts, perturbations, strict=True)], num_blocks)
         batched = can_join(embedded, texts, self.batched_tokens)
         hidden = [embedded] * len(texts)
-        for start, stop in pairwise(sorted({0, num_blocks, *(fork.block for fork in parting)})):
+        bounds = {0, num_blocks, *(fork.block for fork in parting)}
+        if shortcut is not None:
+            assert shortcut.num_blocks < num_blocks, f"{shortcut.num_blocks} of {num_blocks} blocks are no shortcut"
+            bounds.add(shortcut.num_blocks)
+        for start, stop in pairwise(sorted(bounds)):
             hidden = started(hidden, parting, start)
             running = [number for number, fork in enumerate(parting) if fork.block <= start]
             groups = [running] if batched else [[number] for number in running]
@@ -194,7 +199,14 @@ class Transformer(nn.Module):
             for group, state in zip(groups, states, strict=True):
                 for number, own in zip(group, split(state, len(group)), strict=True):
                     hidden[number] = own
-        return started(hidden, parting, num_blocks)
+            if shortcut is not None and stop == shortcut.num_blocks:
+                end = shortcut.end(embedded, started(hidden, parting, stop))
+                if end is not None:
+                    return end
+        hidden = started(hidden, parting, num_blocks)
+        if shortcut is not None:
+            shortcut.ended(hidden)
+        return hidden
 
     def _run_groups(
         self,

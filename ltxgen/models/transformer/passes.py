@@ -6,7 +6,7 @@ B batch, T tokens, C width
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -75,9 +75,28 @@ def forks(passes: Sequence[tuple[object, Sequence[Perturbation]]], num_blocks: i
     return found
 
 
+class Shortcut(Protocol):
+    """May take the place of a step's blocks from `num_blocks` on, of which the transformer has more."""
+
+    num_blocks: int
+
+    def end(self, embedded: Hidden, hidden: Sequence[Hidden]) -> list[Hidden] | None:
+        """Each pass's hidden states after all blocks, given them before any and after the first `num_blocks`; None for
+        the other blocks to run. The same object for passes that don't differ yet."""
+        ...
+
+    def ended(self, hidden: Sequence[Hidden]) -> None:
+        """Told each pass's hidden states after all blocks, when all have run."""
+        ...
+
+
 def started(hidden: Sequence[Hidden], parting: Sequence[Fork], block: int) -> list[Hidden]:
-    """The passes' hidden states before `block`, with those that fork there at their source's."""
-    return [hidden[fork.source] if fork.block == block else own for own, fork in zip(hidden, parting, strict=True)]
+    """The passes' hidden states before `block`, with those that fork there or later at their source's."""
+    found = list(hidden)
+    for number, fork in enumerate(parting):
+        if fork.block >= block:
+            found[number] = found[fork.source]
+    return found
 
 
 def join(hidden: Sequence[Hidden]) -> Hidden:

@@ -1,0 +1,1 @@
+"""Evaluations of a stage that make use of earlier ones, one kind a file, and the protocol they follow."""
