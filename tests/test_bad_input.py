@@ -457,7 +457,6 @@ def test_no_gpu(refuse_files, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "runtime.device = cuda: " in refuse_files("runtime.device=cuda")
     assert "runtime.graphs = always: CUDA graphs need a GPU" in refuse_files("runtime.graphs=always")
-    assert "runtime.streams = two: they need a GPU, and this is cpu" in refuse_files("runtime.streams=two")
 
 
 def test_a_cache_that_cannot_be_written(refuse_files, tmp_path, monkeypatch):

@@ -171,8 +171,7 @@ def test_plan(run_ltxgen, tiny_words, tmp_path, monkeypatch):
     assert (result.code, result.err) == (0, "")
     for shown in (
         "64x64, 9 frames at 30000/1001 per second (0.30 s), seed 10",
-        "cpu, float32, numerics current, attention auto, precision none, parallel auto, kernels plain, compile none, "
-        "streams one",
+        "cpu, float32, numerics current, attention auto, precision none, parallel auto, kernels plain, compile none",
         "4 passes a step, 8 in all",
         "1 passes a step, 3 in all; loras distilled",
         "tokens video 8",

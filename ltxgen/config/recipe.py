@@ -162,9 +162,7 @@ class Runtime:
 
     `kernels: auto` takes fused kernels for the transformer's blocks on an NVIDIA GPU in 16 bits; `compile: auto`
     compiles the blocks on a GPU where fused kernels don't run; `batch_passes: auto` runs the passes of a guided step as
-    one batch where one alone would leave a GPU partly idle; `graphs: auto` records small steps as CUDA graphs;
-    `streams: auto` launches the audio kernels of the blocks on a CUDA stream of their own where fused kernels run on
-    one GPU.
+    one batch where one alone would leave a GPU partly idle; `graphs: auto` records small steps as CUDA graphs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -176,7 +174,6 @@ class Runtime:
     compile: Literal["auto", "blocks", "none"] = "auto"
     batch_passes: Literal["auto", "always", "never"] = "auto"
     graphs: Literal["auto", "always", "never"] = "auto"
-    streams: Literal["auto", "one", "two"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A step is arithmetic at the GPU's measured rates, memory-bound kernels at its memory bandwidth, and exchanges at the
 bandwidth of the slowest link that an axis crosses. The ring and the gathering of weights run beside arithmetic and
-count for what they take beyond it; the rest of the exchanges is waited for.
+count for what they take beyond it; the rest of the exchanges is waited for. On several ranks nothing is recorded as a
+CUDA graph, so that a step takes at least what the host needs to launch it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ TEXT_TOKENS = 1024  # what the text encoder is padded to
 # Bytes that the memory-bound kernels of a block move for a token, in parts of the token's own bytes: of compiled
 # forwards profiled on one H200, 67 at 6144 tokens and 62 at 24576 (docs/parallel.md).
 BLOCK_PASSES = 64
-BLOCK_LAUNCH_SECONDS = 2e-3  # what the host takes to launch a compiled block, below which no size is faster
+BLOCK_LAUNCH_SECONDS = 4e-3  # of the host, to launch a block: 190 ms a forward beside an H100, 105 to 220 an H200
+EXCHANGE_LAUNCH_SECONDS = 0.7e-3  # and an exchange, of each of two ranks there (docs/parallel.md)
 MERGE_PASSES = 8  # of a token's bytes, to merge a partial result of the ring in fp32
-COLLECTIVE_SECONDS = 20e-6  # start-up of one exchange; a block has eight with Ulysses
+COLLECTIVE_SECONDS = 0.1e-3  # start-up of one exchange, on two H100s; a block has eight with Ulysses
 COLLECTIVES_PER_BLOCK = 8
 NO_LAYERS = linear_work({})
 USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator's gaps and the kernels' workspaces
@@ -58,10 +60,11 @@ class StepCost:
 
     arithmetic: float
     exchange: float
+    launching: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return self.arithmetic + self.exchange
+        return max(self.arithmetic + self.exchange, self.launching)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,9 @@ class CostModel:
         owners = deal(passes, shape.guidance, self.config.num_layers)
         most = busiest(passes, owners, shape.guidance, self.config.num_layers)
         arithmetic = most * self.forward_seconds(work.tokens, shape.num_shards)
-        return StepCost(arithmetic, self._exchange(passes, work.tokens, shape, sharded, arithmetic))
+        exchange = self._exchange(passes, work.tokens, shape, sharded, arithmetic)
+        launches = 1 if self._as_batch(work.tokens, shape) else most
+        return StepCost(arithmetic, exchange, launches * self._launch_seconds(shape))
 
     def forward_seconds(self, tokens: Pair[int], num_shards: int = 1) -> float:
         """One pass on one rank that has its part of the tokens, exchanges left out."""
@@ -111,13 +116,12 @@ class CostModel:
         in_float8 = 2 * self.float8.weights.of(*own)
         # Activations are read, and written in fp8, for each layer.
         moved += self.float8.inputs.of(*own) * (self.bytes_per_value + 1)
-        busy = (
+        return (
             (flops.linear - in_float8) / (self.hardware.gemm_tflops * 1e12)
             + in_float8 / ((self.hardware.fp8_tflops or self.hardware.gemm_tflops) * 1e12)
             + flops.attention / (self.hardware.attention_tflops * 1e12)
             + moved / (self.hardware.memory_gbps * 1e9)
         )
-        return max(busy, self.config.num_layers * BLOCK_LAUNCH_SECONDS)
 
     def memory_bytes(self, shape: MeshShape, sharded: bool = False) -> int:
         """What the transformer takes on each rank at its largest stage: weights and activations."""
@@ -130,13 +134,23 @@ class CostModel:
         """What a stage's steps take on each rank beside the weights."""
         used = self.stage_shape(work, shape)
         num_passes = math.ceil(max(map(len, work.steps), default=0) / used.guidance)
-        as_batch = (work.tokens.video or 0) <= self.batched_tokens
+        as_batch = self._as_batch(work.tokens, used)
         hidden = self._token_bytes(work.tokens) // used.num_shards
         kept = work.kept_hidden * math.ceil(work.distinct_passes / used.guidance) * hidden if work.kept_hidden else 0
         return activation_bytes(hidden, num_passes, as_batch=as_batch) + kept
 
     def fits(self, shape: MeshShape, sharded: bool = False) -> bool:
         return self.memory_bytes(shape, sharded) <= USABLE * self.hardware.memory_gib * 2**30
+
+    def _as_batch(self, tokens: Pair[int], shape: MeshShape) -> bool:
+        return (tokens.video or 0) <= self.batched_tokens * shape.num_shards
+
+    def _launch_seconds(self, shape: MeshShape) -> float:
+        """Of one pass or one batch. One GPU alone replays small steps, and works longer than its host at large ones."""
+        if shape.num_ranks == 1:
+            return 0.0
+        exchanges = COLLECTIVES_PER_BLOCK if shape.num_shards > 1 else 0
+        return self.config.num_layers * (BLOCK_LAUNCH_SECONDS + exchanges * EXCHANGE_LAUNCH_SECONDS)
 
     @property
     def _weight_bytes(self) -> int:

@@ -19,7 +19,6 @@ from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.tokenizer import load_tokenizer
 from ltxgen.memory.aside import Aside
 from ltxgen.models.transformer import Transformer
-from ltxgen.models.transformer.cuda_streams import TwoStreams, use_two_streams
 from ltxgen.runtime.environment import use_compile_cache
 from ltxgen.runtime.memory import free_memory
 from ltxgen.stage.protocol import PartRequest
@@ -36,8 +35,8 @@ class ArtifactParts:
     """Loads components straight to `device`, as far as `placement` has them there.
 
     LoRAs are fused into the live weights and read back out of the file. The transformer's blocks run with `fused`
-    kernels, or with `compiling`, a function for notes, compiled; with `two_streams`, their audio kernels beside those
-    of video. With `swaps`, components that wait for a later stage do so on the host.
+    kernels, or with `compiling`, a function for notes, compiled. With `swaps`, components that wait for a later stage
+    do so on the host.
 
     `serve` has it fit its components to another run, one that wants the same.
     """
@@ -51,12 +50,10 @@ class ArtifactParts:
         *,
         fused: bool = False,
         compiling: Callable[[str], None] | None = None,
-        two_streams: bool = False,
         swaps: bool = False,
     ) -> None:
         self._fused_kernels = fused
         self._compiling = compiling
-        self._two_streams = two_streams
         self._artifacts = artifacts
         self._options = options
         self._device = device
@@ -90,8 +87,6 @@ class ArtifactParts:
             use_compile_cache(cache_folder() / "inductor")
             assert isinstance(loaded, Transformer)
             compile_blocks(loaded, self._compiling)
-        if request.name == "transformer" and self._two_streams:  # for sound alone there is nothing to be beside
-            use_two_streams(loaded, TwoStreams(self._device))
         # Most runs fuse LoRAs once and never take them out: no copy of the weights is kept, the file still has them.
         reload, plain = (
             functools.partial(tensor_reader, request.name, artifact, request.dtype, options, self._device)

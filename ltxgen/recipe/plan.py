@@ -41,13 +41,7 @@ from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import KNOWN_LORAS, lora_artifact
 from ltxgen.recipe.precision import float8_layers, precision_notes, precision_problems
 from ltxgen.recipe.sizes import with_source_sizes
-from ltxgen.runtime.environment import (
-    resolve_compile,
-    resolve_device,
-    resolve_dtype,
-    resolve_kernels,
-    resolve_streams,
-)
+from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype, resolve_kernels
 from ltxgen.stage.denoise import NOISE, Denoise, DenoiseConfig
 from ltxgen.stage.protocol import Setting, Stage, request_fields, setting_for
 
@@ -57,8 +51,7 @@ class Plan:
     """What would run. `tried` holds, for each artifact, what was looked at before the one that was taken, `attention`
     the backend of each role and why not another, `backends` its name and that of the one for calls with a mask,
     `weights` what of them each rank holds where they are sharded, `fused` and `compiles` whether the transformer's
-    blocks run with fused kernels or compiled, `two_streams` whether their audio kernels run beside those of video,
-    `memory` which of them are on the device when.
+    blocks run with fused kernels or compiled, `memory` which of them are on the device when.
 
     `problems` keep it from running anywhere, `here` from running on this machine.
     """
@@ -79,7 +72,6 @@ class Plan:
     weights: Sequence[str]
     fused: bool
     compiles: bool
-    two_streams: bool
     memory: MemoryPlan | None
     here: Sequence[Problem]
     backends: Mapping[str, tuple[str, str]]
@@ -152,10 +144,6 @@ def make_plan(
     checked = _check(Files.of(resolution.artifacts), component_names(stages), options)
     problems += checked.problems
 
-    num_ranks = 1 if parallel is None else parallel.shape.num_ranks
-    two_streams = _or_note(
-        lambda: resolve_streams(runtime.streams, fused, compiles, device, num_ranks), False, problems
-    )
     graphed_tokens = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel), 0, problems)
     setting = dataclasses.replace(setting, parallel=parallel, graphed_tokens=graphed_tokens)
     stages = _built(recipe, setting)
@@ -185,7 +173,6 @@ def make_plan(
         tuple(weight_lines(parallel, component_names(stages), resolution.artifacts, dtype)),
         fused,
         compiles,
-        two_streams,
         memory,
         here,
         {choice.role: (choice.kind, choice.masked) for choice in attention.choices},

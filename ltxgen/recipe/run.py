@@ -160,7 +160,6 @@ def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:
         _placement(plan),
         fused=plan.fused,
         compiling=note if plan.compiles else None,
-        two_streams=plan.two_streams,
         swaps=plan.swaps,
     )
 

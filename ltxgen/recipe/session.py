@@ -30,7 +30,7 @@ def part_key(plan: Plan, name: str) -> PartKey | None:
         return None
     key: PartKey = (name, plan.artifacts[artifact_of(name)].state, request.dtype, plan.device)
     if name in TRANSFORMERS:
-        key += (plan.options, plan.compiles, plan.fused, plan.two_streams)
+        key += (plan.options, plan.compiles, plan.fused)
     if name in BLOCKS:
         forecast = plan.memory.forecast if plan.memory else None
         streamed = forecast is not None and forecast.num_kept and (forecast.policy, forecast.num_kept.get(name))

@@ -28,8 +28,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"({seconds:.2f} s), seed {request.seed}\n"
         f"{plan.device}, {str(plan.dtype).removeprefix('torch.')}, numerics {plan.numerics.name}, attention "
         f"{plan.recipe.attention.kind}, precision {plan.recipe.precision.kind}, parallel {plan.recipe.parallel.kind}, "
-        f"kernels {'fused' if plan.fused else 'plain'}, compile {'blocks' if plan.compiles else 'none'}, "
-        f"streams {'two' if plan.two_streams else 'one'}"
+        f"kernels {'fused' if plan.fused else 'plain'}, compile {'blocks' if plan.compiles else 'none'}"
     )
     console.print(_stages(plan))
     console.print(artifact_table(plan.specs, plan.artifacts, plan.tried))

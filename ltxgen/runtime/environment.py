@@ -92,23 +92,6 @@ def resolve_compile(name: str, fused: bool, device: torch.device, note: Callable
     return not lacking
 
 
-def resolve_streams(streams: str, fused: bool, compiled: bool, device: torch.device, num_ranks: int) -> bool:
-    """Whether the transformer's blocks use two CUDA streams: `one`, `two`, or `auto`, on one GPU with `fused` kernels.
-
-    Raises Refusal (`runtime.streams`) for `two` without a GPU, with several ranks, and where blocks are `compiled`.
-    """
-    obstacle = None
-    if device.type != "cuda":
-        obstacle = f"need a GPU, and this is {device}"
-    elif num_ranks > 1:
-        obstacle = f"are for one GPU, and this run has {num_ranks} ranks, whose exchanges keep one order"
-    elif compiled:
-        obstacle = "aren't for blocks that are compiled, as runtime.compile has them"
-    if streams == "two" and obstacle:
-        raise _refused("runtime.streams", streams, f"they {obstacle}; use runtime.streams=auto or one")
-    return streams == "two" or (streams == "auto" and fused and obstacle is None)
-
-
 def lacking_compiler(device: torch.device) -> str | None:
     if device.type == "cuda":
         return None if find_spec("triton") else "Triton, which compiles for GPUs, is not installed (pip install triton)"

@@ -17,7 +17,6 @@ import ltxgen
 from ltxgen.artifacts.synthetic import architecture
 from ltxgen.attention.sdpa import Sdpa
 from ltxgen.bench import report as bench_report
-from ltxgen.bench.parallel import rank
 from ltxgen.bench.parallel.agreement import other_batching, other_kernel, psnr, relative_l2
 from ltxgen.bench.parallel.entries import link_entry
 from ltxgen.bench.parallel.links import Link, Message
@@ -30,7 +29,6 @@ from ltxgen.config import compose
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import AttentionByRole, Transformer, TransformerConfig
 from ltxgen.models.transformer.attention import Attention
-from ltxgen.models.transformer.cuda_streams import ONE_STREAM
 from ltxgen.runtime.ranks import ONE_PROCESS
 
 WORDS = ("model=ltx23_tiny", "--sizes", "64x64x9", "--steps", "2", "parallel.num_processes=2")
@@ -230,18 +228,6 @@ def test_other_orders_end_with_their_block(transformer):
     assert attends == [module.attend for module in transformer.modules() if isinstance(module, Attention)]
 
 
-def test_one_gpu_has_the_streams_that_it_would_choose(transformer, monkeypatch):
-    class Plan:
-        device, two_streams = torch.device("cpu"), True
-
-    monkeypatch.setattr(rank, "TwoStreams", lambda device: f"two on {device}")
-    rank.use_streams_of(Plan(), transformer)
-    assert {block.cuda_streams for block in transformer.transformer_blocks} == {"two on cpu"}
-    Plan.two_streams = False
-    rank.use_streams_of(Plan(), transformer)
-    assert {block.cuda_streams for block in transformer.transformer_blocks} == {ONE_STREAM}
-
-
 def test_distances():
     ours, theirs = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0])
     assert relative_l2(Pair(ours, theirs), Pair(theirs, theirs)) == pytest.approx({"video": 4 / 3, "audio": 0.0})
@@ -258,7 +244,7 @@ def test_a_budget_counts_from_the_start_of_the_command():
     assert Budget(time.time(), None, ONE_PROCESS).allows(1e9)
 
 
-ONE = {"attention": "a", "attention_of_one_gpu": "a", "streams_of_one_gpu": "two CUDA streams"}
+ONE = {"attention": "a", "attention_of_one_gpu": "a"}
 
 
 def step(layout, ms, kind="layout", apart=None, stage="base", steps=30, meshes=()):

@@ -37,7 +37,6 @@ from ltxgen.models.transformer import (
     ModalityInput,
     PassesModel,
     Perturbation,
-    StreamConfig,
     Transformer,
     TransformerConfig,
     TransformerPass,
@@ -51,6 +50,7 @@ from ltxgen.models.transformer.graphs import GraphedPasses
 
 SIZES = {96: (64, 96), 1536: (256, 384), 6144: (512, 768), 24576: (1024, 1536)}  # video tokens: height, width
 TEXT_TOKENS, NUM_FRAMES, FPS = 1024, 121, 24
+STG = Perturbation(frozenset({28}), frozenset({28}))
 ISOLATED = Perturbation(isolate_modalities=True)
 KINDS = {"forward": 1, "guided": 4}  # of a step's passes, the first so many
 Work = tuple[int, str]
@@ -61,8 +61,8 @@ LONG = {(24576, "forward"), (6144, "guided")}
 FLOAT8 = Path(__file__).parents[2] / "conf/precision/fp8.yaml"
 
 
-def random_transformer(device: torch.device, name: str = "ltx23_22b") -> Transformer:
-    architecture = json.loads((files("ltxgen.artifacts") / "architectures" / f"{name}.json").read_text())
+def random_transformer(device: torch.device) -> Transformer:
+    architecture = json.loads((files("ltxgen.artifacts") / "architectures" / "ltx23_22b.json").read_text())
     config = TransformerConfig.from_metadata(architecture["checkpoint"])
     specs = role_specs(Side(config.video.head_dim), Side(config.audio.head_dim))
     attention = choose(AutoConfig(), DeviceFacts.of(device), torch.bfloat16, specs).functions
@@ -77,27 +77,26 @@ def random_transformer(device: torch.device, name: str = "ltx23_22b") -> Transfo
     return transformer.eval()
 
 
-def guided_passes(height: int, width: int, config: TransformerConfig, device: torch.device) -> list[TransformerPass]:
+def guided_passes(height: int, width: int, device: torch.device) -> list[TransformerPass]:
     """Text, negative, stg and isolated."""
-    perturbed = frozenset({config.num_layers * 28 // 48})
     video_grid = VideoGrid.from_pixels(NUM_FRAMES, height, width)
     audio_grid = AudioGrid.from_video(NUM_FRAMES, FPS)
 
-    def modality(tokens: int, positions: torch.Tensor, stream: StreamConfig) -> ModalityInput:
+    def modality(tokens: int, positions: torch.Tensor, text_width: int) -> ModalityInput:
         def randn(*shape: int) -> torch.Tensor:
             return torch.randn(shape, dtype=torch.bfloat16, device=device)
 
         level = torch.full((1,), 0.9, device=device)
-        latents, context = randn(1, tokens, stream.in_channels), randn(1, TEXT_TOKENS, stream.context_dim)
+        latents, context = randn(1, tokens, 128), randn(1, TEXT_TOKENS, text_width)
         return ModalityInput(latents, level[:, None], level, positions.to(device), context)
 
-    video = modality(video_grid.num_tokens, video_positions(video_grid, FPS, torch.bfloat16), config.video)
-    audio = modality(audio_grid.num_tokens, audio_positions(audio_grid), config.audio)
+    video = modality(video_grid.num_tokens, video_positions(video_grid, FPS, torch.bfloat16), 4096)
+    audio = modality(audio_grid.num_tokens, audio_positions(audio_grid), 2048)
     negative = [replace(x, context=torch.randn_like(x.context)) for x in (video, audio)]
     return [
         TransformerPass(video, audio),
         TransformerPass(*negative),
-        TransformerPass(video, audio, Perturbation(perturbed, perturbed)),
+        TransformerPass(video, audio, STG),
         TransformerPass(video, audio, ISOLATED),
     ]
 
@@ -167,7 +166,7 @@ class Table:
 
     def __init__(self, transformer: Transformer, device: torch.device) -> None:
         self.transformer = transformer
-        self.steps = {tokens: guided_passes(*size, transformer.config, device) for tokens, size in SIZES.items()}
+        self.steps = {tokens: guided_passes(*size, device) for tokens, size in SIZES.items()}
         self.results: dict[str, dict[Work, list[Velocities]]] = {}
         self.rows: list[tuple[int, str, str, float, float, float]] = []
         self.started = time.perf_counter()

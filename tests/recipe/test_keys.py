@@ -85,7 +85,6 @@ def test_the_same_again_has_the_same_keys(planned, keys):
         ("artifacts.source=synthetic", ALL),
         # What can't change a value:
         ("stages.base.checkpoint_every=1", set()),
-        ("runtime.streams=one", set()),
         ("memory=resident", set()),
         ("output.dir=elsewhere", set()),
         ("output.tensors=true", set()),

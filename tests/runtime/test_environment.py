@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 import json
 import os
 import platform
@@ -118,23 +117,6 @@ def test_fused_kernels_are_taken_where_they_run(
     else:
         wanted = f"runtime.kernels = fused: they {why}; use runtime.kernels=auto or plain"
         assert wanted in refusal(environment.resolve_kernels, "fused", "auto", device, dtype)
-
-
-def test_two_streams_are_for_one_gpu_and_blocks_as_they_are():
-    def resolve(streams: str, *, fused: bool = True, compiled: bool = False, device=GPU, num_ranks: int = 1) -> bool:
-        return environment.resolve_streams(streams, fused, compiled, device, num_ranks)
-
-    assert resolve("auto")
-    assert resolve("two", fused=False)
-    assert not resolve("one")
-    assert not resolve("auto", fused=False)
-    for wrong, why in (
-        ({"device": CPU}, "they need a GPU, and this is cpu; use runtime.streams=auto or one"),
-        ({"num_ranks": 4}, "this run has 4 ranks"),
-        ({"compiled": True}, "they aren't for blocks that are compiled"),
-    ):
-        assert not resolve("auto", **wrong)
-        assert why in refusal(functools.partial(resolve, **wrong), "two")
 
 
 def test_fused_kernels_need_triton_and_no_gpu_of_amd(monkeypatch: pytest.MonkeyPatch):

@@ -37,7 +37,6 @@ from ltxgen.bench.results import Entry, Results
 from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import Transformer
-from ltxgen.models.transformer.cuda_streams import ONE_STREAM, TwoStreams, use_two_streams
 from ltxgen.parallel.axes import Axis
 from ltxgen.parallel.launch import thaw
 from ltxgen.recipe.plan import Plan
@@ -75,12 +74,10 @@ def run_as_bench_rank(frozen: Path, sha256: str) -> None:
 
 
 def _as_run(plans: SizePlans) -> dict[str, str]:
-    """The backend of the video's self attention as measured, which can be merged, and as one GPU would choose it; and
-    what else one GPU does."""
+    """The backend of the video's self attention as measured, which can be merged, and as one GPU would choose it."""
     return {
         "attention": _builder(plans).backends["video_self"][0],
         "attention_of_one_gpu": plans.one.backends["video_self"][0],
-        "streams_of_one_gpu": "two CUDA streams" if plans.one.two_streams else "one CUDA stream",
     }
 
 
@@ -163,7 +160,6 @@ class Bench:
         trial, made, order = None, None, None
         if self.ranks.is_main or not row.alone:
             together: Together = _alone if row.alone else self._together
-            use_streams_of(row.plan, transformer)
             with _order(row, stage, transformer) as order:
                 trial, made = try_steps(stage, transformer, self.context, together, _warm_ups(row))
         trials = self._all(trial)
@@ -273,12 +269,6 @@ class Bench:
     def _log(self, message: str) -> None:
         if self.ranks.is_main:
             print(f"{time.time() - self.budget.started:6.1f} s  {message}", file=sys.stderr, flush=True)
-
-
-def use_streams_of(plan: Plan, transformer: Transformer) -> None:
-    """Have the transformer that serves all rows launch its kernels as that of `plan` would: one GPU may use two streams
-    where ranks can't."""
-    use_two_streams(transformer, TwoStreams(plan.device) if plan.two_streams else ONE_STREAM)
 
 
 def _order(row: Row, stage: Denoise, transformer: Transformer) -> AbstractContextManager[str | None]:

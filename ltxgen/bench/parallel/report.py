@@ -84,7 +84,7 @@ class Figures:
         orders = [f"{each.details['stage']} {each.details['order']}" for each in entries if each.details["order"]]
         notes = [
             f"One GPU: the first of them alone, with the same weights, attention {machine['attention']} (by itself it "
-            f"chooses {machine['attention_of_one_gpu']}), {machine['streams_of_one_gpu']}, CUDA graphs in "
+            f"chooses {machine['attention_of_one_gpu']}), CUDA graphs in "
             f"{', '.join(graphs) or 'no stage'}.",
             "ms: of a step, the median on the slowest rank. exchange ms: of it, waiting for late ranks included, on "
             "the ranks with the least and the most.",

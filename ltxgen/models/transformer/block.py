@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ltxgen.models.transformer.adaln import modulate
 from ltxgen.models.transformer.attention import Attention, AttentionByRole, AttentionFunction, KeysValues
 from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
-from ltxgen.models.transformer.cuda_streams import ONE_STREAM, CudaStreams
 from ltxgen.models.transformer.elementwise import TORCH, Elementwise, Residual, Wanted
 from ltxgen.models.transformer.float8 import Activation, Forms, forms_for, linear
 from ltxgen.models.transformer.inputs import BlockInputs, Hidden, StreamInputs, TextInputs, Texts
@@ -78,7 +77,6 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: TransformerConfig, attention: AttentionByRole):
         super().__init__()
         self.elementwise: Elementwise = TORCH
-        self.cuda_streams: CudaStreams = ONE_STREAM
         self.norm_eps = config.norm_eps
         self.modulates_text = config.cross_attention_adaln
         self.functions = BlockFunctions(TransformerBlock.advance, TransformerBlock.project_texts)
@@ -124,31 +122,18 @@ class TransformerBlock(nn.Module):
         """
         distinct = {id(text): text for batch in batches for text in batch.texts}
         advance, project_texts = self.functions
-        self.cuda_streams.fork()
         projected = {key: project_texts(self, text) for key, text in distinct.items()}
-        advanced = [
-            advance(self, hidden, inputs, self._joined([projected[id(text)] for text in texts]), perturbation)
+        return [
+            advance(self, hidden, inputs, joined([projected[id(text)] for text in texts]), perturbation)
             for hidden, texts, perturbation in batches
         ]
-        self.cuda_streams.join()
-        return advanced
 
     def project_texts(self, texts: Texts) -> BlockTexts:
-        video = audio = None
-        if texts.video is not None:
-            video = self._project_text(texts.video, self.attn2, self.prompt_scale_shift_table)
-        if texts.audio is not None:
-            with self.cuda_streams.audio():
-                audio = self._project_text(texts.audio, self.audio_attn2, self.audio_prompt_scale_shift_table)
-        return BlockTexts(video, audio)
-
-    def _joined(self, texts: Sequence[BlockTexts]) -> BlockTexts:
-        """The texts of passes as one batch; the very object if there is one."""
-        if len(texts) == 1:
-            return texts[0]
-        video = joined([text.video for text in texts])
-        with self.cuda_streams.audio():
-            return BlockTexts(video, joined([text.audio for text in texts]))
+        video, audio = texts
+        return BlockTexts(
+            None if video is None else self._project_text(video, self.attn2, self.prompt_scale_shift_table),
+            None if audio is None else self._project_text(audio, self.audio_attn2, self.audio_prompt_scale_shift_table),
+        )
 
     def advance(
         self, hidden: Hidden, inputs: BlockInputs, texts: BlockTexts, perturbation: BlockPerturbation
@@ -156,28 +141,24 @@ class TransformerBlock(nn.Module):
         """One batch through the block."""
         video, audio = [None if x is None else Residual(x) for x in hidden]
         video_stream, audio_stream = inputs
-        beside = self.cuda_streams.audio
         if video is not None and video_stream is not None and video_stream.enabled:
             table = self.scale_shift_table
             video = self._attend_self(video, video_stream, self.attn1, table, perturbation.video_self)
             video = self._attend_text(video, video_stream, self.attn2, table, texts.video)
         if audio is not None and audio_stream is not None and audio_stream.enabled:
             table = self.audio_scale_shift_table
-            with beside():
-                audio = self._attend_self(audio, audio_stream, self.audio_attn1, table, perturbation.audio_self)
-                audio = self._attend_text(audio, audio_stream, self.audio_attn2, table, texts.audio)
+            audio = self._attend_self(audio, audio_stream, self.audio_attn1, table, perturbation.audio_self)
+            audio = self._attend_text(audio, audio_stream, self.audio_attn2, table, texts.audio)
         if video is not None and audio is not None and perturbation.across is not False:
             assert video_stream is not None
             assert audio_stream is not None
             video, audio = self._attend_across(video, audio, video_stream, audio_stream, perturbation.across)
         if video is not None and video_stream is not None and video_stream.enabled:
             video = self._feed_forward(video, video_stream, self.ff, self.scale_shift_table)
+        if audio is not None and audio_stream is not None and audio_stream.enabled:
+            audio = self._feed_forward(audio, audio_stream, self.audio_ff, self.audio_scale_shift_table)
         added = self.elementwise.added
-        video_sum = None if video is None else added(video)
-        with beside():
-            if audio is not None and audio_stream is not None and audio_stream.enabled:
-                audio = self._feed_forward(audio, audio_stream, self.audio_ff, self.audio_scale_shift_table)
-            return Hidden(video_sum, None if audio is None else added(audio))
+        return Hidden(None if video is None else added(video), None if audio is None else added(audio))
 
     def _attend_self(
         self, stream: Residual, inputs: StreamInputs, attention: Attention, table: Tensor, keep: Keep
@@ -217,29 +198,25 @@ class TransformerBlock(nn.Module):
         assert video_cross is not None
         assert audio_cross is not None
         video_table, audio_table = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
-        rows, normed, beside = self.elementwise.rows, self.elementwise.normed, self.cuda_streams.audio
+        rows, normed = self.elementwise.rows, self.elementwise.normed
         a2v, v2a = self.audio_to_video_attn, self.video_to_audio_attn
 
         scale, shift, other_scale, other_shift = rows(video_table[CROSS_ROWS], video_cross.modulation)
         to_video, of_video = Wanted(shift, scale, a2v.query_forms), Wanted(other_shift, other_scale, v2a.context_forms)
         video_x, (a2v_queries, v2a_context) = normed(video, self.norm_eps, to_video, of_video)
-        video_keys = v2a.keys_values(v2a_context, video_cross.rotary) if audio_inputs.enabled else None
-        with beside():
-            scale, shift, other_scale, other_shift = rows(audio_table[CROSS_ROWS], audio_cross.modulation)
-            of_audio = Wanted(shift, scale, a2v.context_forms)
-            to_audio = Wanted(other_shift, other_scale, v2a.query_forms)
-            audio_x, (a2v_context, v2a_queries) = normed(audio, self.norm_eps, of_audio, to_audio)
-            audio_keys = a2v.keys_values(a2v_context, audio_cross.rotary) if video_inputs.enabled else None
-        self.cuda_streams.meet([x for keys in (video_keys, audio_keys) if keys is not None for x in keys])
+        scale, shift, other_scale, other_shift = rows(audio_table[CROSS_ROWS], audio_cross.modulation)
+        of_audio, to_audio = Wanted(shift, scale, a2v.context_forms), Wanted(other_shift, other_scale, v2a.query_forms)
+        audio_x, (a2v_context, v2a_queries) = normed(audio, self.norm_eps, of_audio, to_audio)
 
         video, audio = Residual(video_x), Residual(audio_x)
-        if audio_keys is not None:
+        if video_inputs.enabled:
             (gate,) = rows(video_table[CROSS_GATE_ROW], video_cross.gate)
-            video = Residual(video_x, a2v.attend_to(a2v_queries, audio_keys, rotary=video_cross.rotary), gate, keep)
-        if video_keys is not None:
-            with beside():
-                (gate,) = rows(audio_table[CROSS_GATE_ROW], audio_cross.gate)
-                audio = Residual(audio_x, v2a.attend_to(v2a_queries, video_keys, rotary=audio_cross.rotary), gate, keep)
+            update = a2v(a2v_queries, a2v_context, rotary=video_cross.rotary, context_rotary=audio_cross.rotary)
+            video = Residual(video_x, update, gate, keep)
+        if audio_inputs.enabled:
+            (gate,) = rows(audio_table[CROSS_GATE_ROW], audio_cross.gate)
+            update = v2a(v2a_queries, v2a_context, rotary=audio_cross.rotary, context_rotary=video_cross.rotary)
+            audio = Residual(audio_x, update, gate, keep)
         return video, audio
 
     def _feed_forward(
@@ -250,11 +227,17 @@ class TransformerBlock(nn.Module):
         return Residual(x, feed_forward(normed), gate)
 
 
-def joined(texts: Sequence[TextKeys | None]) -> TextKeys | None:
-    """One modality's text of several passes as a batch, if it has any."""
-    keys = [text for text in texts if text is not None]
-    if not keys:
-        return None
-    biases = [text.bias for text in keys if text.bias is not None]
-    keys_values = KeysValues(*(torch.cat(tensors) for tensors in zip(*(t.keys_values for t in keys), strict=True)))
-    return TextKeys(keys_values, torch.cat(biases) if biases else None)
+def joined(texts: Sequence[BlockTexts]) -> BlockTexts:
+    """The texts of passes as one batch; the very object if there is one."""
+    if len(texts) == 1:
+        return texts[0]
+
+    def stream(each: Sequence[TextKeys | None]) -> TextKeys | None:
+        keys = [text for text in each if text is not None]
+        if not keys:
+            return None
+        biases = [text.bias for text in keys if text.bias is not None]
+        keys_values = KeysValues(*(torch.cat(tensors) for tensors in zip(*(t.keys_values for t in keys), strict=True)))
+        return TextKeys(keys_values, torch.cat(biases) if biases else None)
+
+    return BlockTexts(stream([text.video for text in texts]), stream([text.audio for text in texts]))
