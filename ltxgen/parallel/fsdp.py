@@ -2,7 +2,7 @@
 
 A rank keeps some rows of every tensor of a block. The block is whole while it is called, and the next one's rows are on
 their way meanwhile; so a rank holds its part and two whole blocks. Gathering a block is a collective call: all ranks
-call all blocks, in order and equally often.
+call the same blocks, in order and equally often. What was gathered for a call that did not come waits for the next one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, UnshardHandle, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ltxgen.models.blocks import BLOCKS
@@ -27,6 +27,7 @@ class ShardedWeights:
 
     def __init__(self, num_ranks: int, device_type: str) -> None:
         self.mesh = _mesh(num_ranks, device_type)
+        self._ahead: dict[str, tuple[FSDPModule, UnshardHandle]] = {}  # of a component, the block that should come next
 
     def prepare(self, component: str, module: nn.Module) -> None:
         """Makes each block a unit of its own, which works whoever calls it."""
@@ -35,9 +36,8 @@ class ShardedWeights:
         blocks = list(module.get_submodule(BLOCKS[component]).children())
         for block in blocks:
             fully_shard(block, mesh=self.mesh, reshard_after_forward=True)
-        for block, following in itertools.pairwise(blocks):
-            assert isinstance(following, FSDPModule)
-            block.register_forward_pre_hook(functools.partial(_gather, following))
+        for block, following in itertools.zip_longest(blocks, blocks[1:]):
+            block.register_forward_pre_hook(functools.partial(self._gather, component, following))
 
     def rows(self, tensor: Tensor) -> slice:
         if not isinstance(tensor, DTensor):
@@ -59,19 +59,33 @@ class ShardedWeights:
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def change(self, tensor: Tensor, change: Callable[[Tensor], object], *, anew: bool = False) -> None:
+        self._forget_ahead()
         change(self.local(tensor))
 
     def set_aside(self, names: Sequence[str]) -> None:
         pass
 
     def released(self, names: Sequence[str]) -> None:
+        for name in names:  # without waiting, which after an error may be for ranks that are gone
+            self._ahead.pop(name, None)
         if not BLOCKS.keys().isdisjoint(names):
             gc.collect()  # FSDP's records and the modules they belong to refer to each other
 
+    def _gather(self, component: str, following: nn.Module | None, block: nn.Module, inputs: Any) -> None:
+        """Start to gather the block that comes after `block`, which is whole by now; its own call waits for it."""
+        self._ahead.pop(component, None)
+        if following is not None:
+            assert isinstance(following, FSDPModule)
+            handle = following.unshard(async_op=True)
+            assert handle is not None, "asynchronous"
+            self._ahead[component] = following, handle
 
-def _gather(following: FSDPModule, block: nn.Module, inputs: Any) -> None:
-    """Start to gather the block that comes after `block`, which is whole by now; its own call waits for it."""
-    following.unshard(async_op=True)
+    def _forget_ahead(self) -> None:
+        """Of blocks that were gathered and not called: they are of rows that may change."""
+        while self._ahead:
+            _, (block, handle) = self._ahead.popitem()
+            handle.wait()
+            block.reshard()
 
 
 @functools.cache

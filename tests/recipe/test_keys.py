@@ -119,6 +119,8 @@ def others(value: Any) -> Iterator[Any]:
         case dict():
             yield {**value, "more": 1.0}
             yield from ({**value, key: other} for key, item in value.items() for other in others(item))
+        case _ if dataclasses.is_dataclass(value) and not dataclasses.fields(value):
+            yield "another kind"
         case _ if dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
                 if field.metadata.get("changes_output", True):

@@ -144,3 +144,12 @@ def test_a_manifest_counts_what_was_reused(stored_run):
     assert stages[FIRST_BLOCK]["first blocks alone"] == 3
     assert len(stages[FIRST_BLOCK]["changes"]) == 3
     assert any("approximation" in note for note in found[INTERVAL]["notes"])
+
+
+def test_blocks_may_stream(stored_run):
+    """Those that are skipped are not called, and what was copied ahead for them is the next step's or dropped."""
+    words = ("stages.base.steps=4", FIRST_BLOCK, "stages.base.reuse.threshold=1e9", *WHOLE)
+    folders = stored_run(*words), stored_run(*words, "memory=stream", "memory.blocks_on_device=0")
+    stays, streams = (load_file(folder / "tensors.safetensors") for folder in folders)
+    assert json.loads((folders[1] / "manifest.json").read_text())["runtime"]["memory"] == "stream"
+    assert all(torch.equal(streams[name], stays[name]) for name in stays)
