@@ -53,10 +53,10 @@ def test_no_words_and_version(run_ltxgen, tmp_path, words):
 
 
 def test_the_usage_names_every_command(run_ltxgen, tmp_path):
-    from ltxgen import cli
+    from ltxgen.cli.commands import COMMANDS
 
     usage = run_ltxgen(cwd=tmp_path).out
-    for command in (*cli._RECIPE_COMMANDS, *cli._PLAIN_COMMANDS):
+    for command in COMMANDS:
         assert f"ltxgen {command}" in usage
 
 
