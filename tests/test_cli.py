@@ -240,6 +240,9 @@ def test_compare(run_ltxgen, stored_run, tmp_path):
     different = run_ltxgen("compare", str(one), str(other), cwd=tmp_path)
     assert different.code == 0
     assert "inf" not in different.out
+    # Each has a page of its own.
+    assert equal.out.splitlines()[-1] == "compare.html"
+    assert different.out.splitlines()[-1] == "compare_2.html"
     videos = run_ltxgen("compare", str(one / "video.mp4"), str(other / "video.mp4"), cwd=tmp_path)
     assert videos.code == 0
     assert "ssim" in videos.out

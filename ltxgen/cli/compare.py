@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from ltxgen.cli.output import console
@@ -14,7 +15,7 @@ def command(words: list[str], debug: bool) -> int:
     from ltxgen.media.compare import compare_runs
     from ltxgen.media.gallery import write_comparison
 
-    page = Path("compare.html")
+    page = None
     if len(words) == 4 and words[2] == "--page":
         page = Path(words[3])
     elif len(words) != 2:
@@ -26,5 +27,11 @@ def command(words: list[str], debug: bool) -> int:
     for row in comparison.rows():
         table.add_row(*row)
     console().print(table)
-    print(write_comparison(a, b, comparison, page))
+    print(write_comparison(a, b, comparison, page or _unused(Path("compare.html"))))
     return 0
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or where there is such a file already compare_2.html, ..."""
+    numbered = (path.with_stem(f"{path.stem}_{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not each.exists())
