@@ -34,6 +34,7 @@ RANKS = {
     "recipe": 4,
     "api": 5,
     "bench": 5,
+    "doctor": 5,
     "__init__": 6,
     "cli": 6,
     "__main__": 7,

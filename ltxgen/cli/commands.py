@@ -26,6 +26,7 @@ ltxgen {version}: LTX-2.3 audio-video generation from YAML
   ltxgen show VIDEO_OR_FOLDER [--recipe]     how it was made; --recipe prints the YAML that runs it again
   ltxgen resume FOLDER                       go on with the interrupted run into FOLDER
   ltxgen cache ls | rm | verify              outputs of stages that are stored and used again
+  ltxgen doctor [+recipe=NAME] [--json]      what this machine has and lacks for a run, and how to mend it
   ltxgen bench [CASE ...] [key=value ...]    how fast its parts are here, beside their floors and diffusers
 
   ltxgen +recipe=ltx23_two_stage model=ltx23_tiny request=demo     try it now, no weights needed
@@ -34,7 +35,7 @@ ltxgen {version}: LTX-2.3 audio-video generation from YAML
   --debug                                    a traceback instead of one message
 """
 
-RECIPE_COMMANDS = ("run", "plan", "fetch", "lock")
+RECIPE_COMMANDS = ("run", "plan", "fetch", "lock", "doctor")
 """Those whose words are overrides of a recipe."""
 COMMANDS = (*RECIPE_COMMANDS, "ls", "cp", "compare", "cache", "show", "bench", "resume", "replay")
 
