@@ -87,6 +87,8 @@ def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
         ("ltxgen +recipe=ltx23_two_stage request.se", ["request.seed="]),
         ("ltxgen plan +recipe=ltx23_two_stage stages.base.ste", ["stages.base.steps="]),
         ("ltxgen memory=s", ["memory=stream", "memory=swap"]),
+        ("ltxgen doc", ["doctor"]),
+        ("ltxgen doctor +recipe=ltx23_ke", ["+recipe=ltx23_keyframes"]),
     ],
 )
 def test_shell_completion(run_ltxgen, tmp_path, monkeypatch, line, completed):
@@ -113,7 +115,7 @@ def test_showing_a_config_that_cannot_be_composed(run_ltxgen, tmp_path):
 def test_ls(run_ltxgen, tmp_path):
     everything = run_ltxgen("ls", cwd=tmp_path).out.splitlines()
     assert everything[0].startswith("recipe: ")
-    assert "ltx23_two_stage" in everything[0]
+    assert any(re.match(r"recipe: +ltx23_two_stage +LTX-2\.3 in two stages", line) for line in everything)
     assert any(line.split()[:1] == ["attention:"] and "sdpa" in line for line in everything)
     models = run_ltxgen("ls", "model", cwd=tmp_path)
     assert models.code == 0

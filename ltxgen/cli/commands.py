@@ -21,6 +21,7 @@ ltxgen {version}: LTX-2.3 audio-video generation from YAML
   ltxgen lock +recipe=NAME [key=value ...]   the composed recipe with every file pinned by sha256, into NAME.lock.yaml
   ltxgen replay FOLDER [--check]             make a run again from its recipe.yaml; --check: is it bit-equal?
   ltxgen ls [GROUP]                          recipes and choices: recipe, model, request, stage, attention, ...
+  ltxgen ls recipe --memory [key=value ...]  recipes with the GPU memory that they would take
   ltxgen cp RECIPE NEW                       copy a recipe to ./recipes/NEW.yaml to edit it
   ltxgen compare A B [--page FILE]           two runs: picture, sound and latents, and a page that shows both
   ltxgen show VIDEO_OR_FOLDER [--recipe]     how it was made; --recipe prints the YAML that runs it again

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ltxgen.cli.commands import RECIPE_COMMANDS
+from ltxgen.cli.commands import COMMANDS, RECIPE_COMMANDS
 from ltxgen.cli.outcome import guarded
 from ltxgen.config.errors import Problem, Refusal
 
@@ -44,6 +44,7 @@ def with_recipe(
     from ltxgen.config import compose
 
     if any(word in _COMPLETION_FLAGS for word in words):  # their words are Hydra's own: install=bash
+        _complete_commands(words)
         _hide_command_from_completion()
     else:
         words = compose.name_recipe_paths(compose.open_overrides(words))
@@ -77,6 +78,13 @@ def with_recipe(
 
     compose.hydra_app(job, run_all, words, rows)
     return 0
+
+
+def _complete_commands(words: Sequence[str]) -> None:
+    """Commands for a line that is only their beginning; Hydra adds groups and keys, of which it knows."""
+    begun = re.fullmatch(r"\S+\s+([a-z]*)", os.environ.get("COMP_LINE", ""))
+    if begun and any(word.startswith("query=") for word in words):
+        print(*(name for name in COMMANDS if name.startswith(begun[1])))
 
 
 def _hide_command_from_completion() -> None:
