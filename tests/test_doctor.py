@@ -13,10 +13,10 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-import requests.exceptions
 import torch
 from huggingface_hub.errors import GatedRepoError
 
+from ltxgen.config import compose
 from ltxgen.doctor import machine, software
 from ltxgen.media import trial
 
@@ -126,15 +126,14 @@ def test_online_the_hub_is_asked(examined, monkeypatch):
     gemma = found["hub", "google/gemma-3-12b-it-qat-q4_0-unquantized"]
     assert gemma["status"] == "note"
     assert "accept its licence at https://huggingface.co/google/gemma" in gemma["what"]
-    answers["Lightricks/LTX-2.3"] = requests.exceptions.ConnectTimeout("no route")
+    answers["Lightricks/LTX-2.3"] = ConnectionAbortedError("no route")
     _, found = examined(CPU, "--online")
-    assert found["hub", "Lightricks/LTX-2.3"]["what"].startswith("the hub can't be reached (ConnectTimeout)")
+    assert found["hub", "Lightricks/LTX-2.3"]["what"].startswith("the hub can't be reached (ConnectionAbortedError)")
 
 
 def test_codecs_are_really_tried(examined, monkeypatch):
     assert (trial.try_video(), trial.try_sound()) == (None, None)
     monkeypatch.setattr(trial, "VIDEO_ENCODER", "libx999")
-    monkeypatch.setattr(trial, "_SAMPLES", 4800)
     code, found = examined(CPU)
     assert code == 1
     assert "libx999" in found["codecs", "H.264"]["what"]
@@ -250,7 +249,7 @@ def test_a_gpu_that_is_asked_for_and_not_there(examined, monkeypatch):
 def test_recipes_with_their_memory(run_ltxgen, tmp_path: Path):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "broken.yaml").write_text("# @package _global_\n# A broken one.\nname: broken\n")
-    result = run_ltxgen("ls", "recipe", "--memory", CPU, "request.num_frames=97", cwd=tmp_path)
+    result = run_ltxgen("ls", "recipe", "--memory", CPU, cwd=tmp_path)
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
     told = {name.split()[0]: memory.strip() for name, memory in zip(lines[::2], lines[1::2], strict=True)}
@@ -258,8 +257,18 @@ def test_recipes_with_their_memory(run_ltxgen, tmp_path: Path):
     for memory in told.values():
         assert memory.startswith("GPU memory, predicted for ")
         assert "at least stream" in memory
-    assert (
-        "predicted for 1536x1024, 97 frames: resident 6" in told["ltx23_two_stage"]
-        or "resident 7" in told["ltx23_two_stage"]
-    )
-    assert "sound alone, 97 frames" in told["ltx23_text_to_audio"]
+    assert "for sound alone, 121 frames: " in told["ltx23_text_to_audio"]
+    two_stage = told["ltx23_two_stage"]
+    assert "for 1536x1024, 121 frames: " in two_stage
+    plan = run_ltxgen("plan", "+recipe=ltx23_two_stage", "artifacts=synthetic", CPU, cwd=tmp_path).out.split()
+    for policy in ("resident", "last_use", "stream"):  # as a plan says it
+        peak = plan[plan.index(policy) + 1]
+        assert f"{policy} {peak} GiB" in two_stage
+
+
+def test_memory_with_other_values(run_ltxgen, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(compose, "groups", lambda: {"recipe": ["ltx23_two_stage"]})
+    result = run_ltxgen("ls", "recipe", "--memory", CPU, "request=full_hd", cwd=tmp_path)
+    assert "for 1920x1088, " in result.out
+    wrong = run_ltxgen("ls", "recipe", "--memory", CPU, "request.height=100", cwd=tmp_path)
+    assert "memory is not known: request.height = 100: must be a multiple of 64" in wrong.out
