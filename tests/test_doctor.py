@@ -14,6 +14,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 
 from ltxgen.config import compose
@@ -122,6 +123,9 @@ def test_online_the_hub_is_asked(examined, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "auth_check", auth_check)
     _, found = examined(CPU, "--online")
+    assert ("hub", "Lightricks/LTX-2.3") not in found  # HF_HUB_OFFLINE says so
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    _, found = examined(CPU, "--online")
     assert found["hub", "Lightricks/LTX-2.3"]["what"] == "this login may read it"
     gemma = found["hub", "google/gemma-3-12b-it-qat-q4_0-unquantized"]
     assert gemma["status"] == "note"
@@ -211,7 +215,7 @@ def test_an_output_that_cannot_be_written(examined, tmp_path_factory):
     ],
 )
 def test_links_between_gpus(topology, status, what):
-    found = machine._links(2, topology)
+    found = machine._links(topology)
     assert found.status == status
     assert found.what.startswith(what)
 
@@ -231,6 +235,7 @@ def test_the_driver(tmp_path: Path, monkeypatch):
     [
         (("--jsn",), "takes key=value, --json and --online"),
         (("+recipe=ltx23_two_stag",), "did you mean 'ltx23_two_stage'?"),
+        (("cache.max_gib=much",), "cache.max_gib = much: must be a finite number"),
     ],
 )
 def test_doctor_refuses(run_ltxgen, tmp_path, words, message):

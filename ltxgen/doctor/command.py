@@ -39,8 +39,8 @@ def doctor(config: Mapping[str, Any], console: Console, *, as_json: bool = False
 
 
 def examine(config: Mapping[str, Any], online: bool = False) -> Iterator[Finding]:
-    """Everything that can be known without loading weights."""
-    plan = make_plan(parse_recipe(config)) if config["stages"] else None
+    """Everything that can be known without loading weights. Raises Refusal for a config that is none."""
+    plan = _planned(config)
     device, wrong = _device(config)
     yield from software.versions(device)
     yield from machine.gpus(device)
@@ -69,6 +69,16 @@ def recipe(plan: Plan) -> Iterator[Finding]:
         yield Finding("recipe", name, "ok", "would run here")
     if plan.memory is not None:
         yield Finding("recipe", "memory", "ok", plan.memory.lines[0])
+
+
+def _planned(config: Mapping[str, Any]) -> Plan | None:
+    """What would run; None where there is no recipe."""
+    try:
+        return make_plan(parse_recipe(config))
+    except Refusal as refusal:
+        if others := [problem for problem in refusal.problems if config["stages"] or problem.path != "stages"]:
+            raise Refusal(others) from None
+        return None
 
 
 def _device(config: Mapping[str, Any]) -> tuple[torch.device, Sequence[Finding]]:

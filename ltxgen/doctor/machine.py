@@ -40,7 +40,7 @@ def gpus(device: torch.device) -> Iterator[Finding]:
     for number in range(torch.cuda.device_count()):
         yield _gpu(number)
     if torch.cuda.device_count() > 1:
-        yield _links(torch.cuda.device_count(), _topology())
+        yield _links(_output(["nvidia-smi", "topo", "-m"]))
     pinned = host_buffer(_TRIED_BYTES, device).is_pinned()
     locked = f"page-locked memory {'can' if pinned else 'can not'} be had"
     fix = "" if pinned else "ulimit -l unlimited, or --ulimit memlock=-1 for a container: weights load faster with it"
@@ -90,15 +90,17 @@ def _gpu(number: int) -> Finding:
         f"{facts.name}, {format_bytes(facts.total_memory)}, {format_bytes(free_device_bytes(device))} free, compute "
         f"capability {facts.major}.{facts.minor}"
     )
-    if torch.cuda.is_bf16_supported(including_emulation=False):
+    with torch.cuda.device(device):
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if has_bf16:
         return Finding("GPU", f"cuda:{number}", "ok", what)
     return Finding("GPU", f"cuda:{number}", "problem", f"{what}, no bfloat16 arithmetic", "runtime.dtype=float32")
 
 
-def _links(num_gpus: int, topology: str) -> Finding:
-    """From the matrix that `nvidia-smi topo -m` prints."""
-    rows = [line.split()[1 : num_gpus + 1] for line in topology.splitlines() if re.match(r"GPU\d+\s+\S", line)]
-    cells = [cell for row in rows[-num_gpus:] for cell in row if cell != "X"]
+def _links(topology: str) -> Finding:
+    """From the matrix that `nvidia-smi topo -m` prints, of all the machine's GPUs."""
+    rows = [line.split()[1:] for line in topology.splitlines() if re.match(r"GPU\d+\s+\S", line)]
+    cells = [cell for row in rows for cell in row[: len(rows)] if cell != "X"]
     linked = sorted({cell for cell in cells if re.fullmatch(r"NV\d+", cell)})
     if not cells:
         return Finding("GPU", "links", "note", "unknown: nvidia-smi tells nothing of them")
@@ -109,29 +111,26 @@ def _links(num_gpus: int, topology: str) -> Finding:
     return Finding("GPU", "links", "note", what, "parallel=guidance exchanges least; for sweeps, parallel=jobs")
 
 
-def _topology() -> str:
-    return _output(["nvidia-smi", "topo", "-m"])
-
-
 def _driver() -> str:
     """The NVIDIA driver's version; empty where there is none."""
     try:
         found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", _DRIVER.read_text(encoding="utf-8"))
     except OSError:
         found = None
-    return found[1] if found else _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    if found:
+        return found[1]
+    of_each_gpu = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    return of_each_gpu.partition("\n")[0]
 
 
 def _output(command: Sequence[str]) -> str:
-    """What a command prints, its first line where it is one a GPU; empty where it isn't there or fails."""
+    """What a command prints; empty where there is none or it fails."""
     if shutil.which(command[0]) is None:
         return ""
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-    lines = ran.stdout.strip().splitlines()
-    return lines[0] if lines and len(set(lines)) == 1 else ran.stdout.strip()
 
 
 def _limit(value: int, *, in_bytes: bool = False) -> str:

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from ltxgen.artifacts.artifact import ArtifactSpec
 from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.artifacts.catalog import DEV, TEXT_ENCODER
-from ltxgen.artifacts.hub import cache_folder_of_hub, shown_size, why_unreadable
+from ltxgen.artifacts.hub import cache_folder_of_hub, is_offline, shown_size, why_unreadable
 from ltxgen.artifacts.resolver import Places
 from ltxgen.doctor.finding import Finding, finding
 from ltxgen.media.files import check_free_space, check_writable
@@ -22,6 +22,7 @@ from ltxgen.recipe.cache import stages_folder
 from ltxgen.recipe.store import Store
 
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -43,7 +44,7 @@ def folders(config: Mapping[str, Any], missing: Mapping[str, ArtifactSpec]) -> I
 
 def hub(online: bool) -> Iterator[Finding]:
     """The login, without a word of the token itself; only `online` asks the hub."""
-    offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)]
+    offline = [name for name in _OFFLINE if os.environ.get(name, "").upper() in constants.ENV_VARS_TRUE_VALUES]
     if offline:
         what = f"{' and '.join(offline)} keep the hub out of reach; nothing is downloaded"
         yield Finding("hub", "network", "note", what, f"unset {' '.join(offline)} to fetch files")
@@ -53,7 +54,7 @@ def hub(online: bool) -> Iterator[Finding]:
         yield Finding("hub", "login", "note", "no token; Gemma 3 is gated and can't be downloaded without", _LOGIN)
     else:
         yield Finding("hub", "login", "ok", f"a token from {where}")
-    for candidate in (DEV, *TEXT_ENCODER) if online else ():
+    for candidate in (DEV, *TEXT_ENCODER) if online and not is_offline() else ():
         lacking = why_unreadable(candidate)
         yield Finding("hub", candidate.repo, "note" if lacking else "ok", lacking or "this login may read it")
 

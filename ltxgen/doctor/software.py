@@ -17,6 +17,7 @@ from ltxgen.doctor.finding import Finding, finding
 from ltxgen.media.trial import try_sound, try_video
 from ltxgen.runtime.environment import lacking_compiler
 
+_SHOWN = ("torch", "transformers", "av", "accelerate", "safetensors", "huggingface_hub")
 # What ltxgen does without, and what it then lacks.
 _OPTIONAL = {
     "diffusers": "`ltxgen bench` has no peer to compare with",
@@ -29,18 +30,16 @@ def versions(device: torch.device) -> Iterator[Finding]:
     yield Finding("software", "ltxgen", "ok", __version__)
     yield Finding("software", "python", "ok", f"{platform.python_version()} on {platform.platform()}")
     wanted = _requirements()
-    for name in dict.fromkeys(["torch", "transformers", "av", *wanted]):
+    for name in dict.fromkeys([*_SHOWN, *wanted]):
         yield _package(name, wanted.get(name))
     built_for = torch.version.cuda or torch.version.hip
     yield Finding("software", "CUDA of torch", "ok", built_for or "none: built for the CPU")
     if device.type == "cuda":
         lacking = lacking_compiler(device)
-        fix = "pip install triton: fused kernels and compiled blocks need it"
-        triton = Finding("software", "triton", "note", lacking, fix) if lacking else _package("triton", None)
-        yield triton
+        installed = _version("triton") or _version("pytorch-triton") or "is there"
+        yield Finding("software", "triton", "note" if lacking else "ok", lacking or installed)
     for name, lost in _OPTIONAL.items():
-        installed = _version(name)
-        yield Finding("software", name, "ok", installed or f"not installed, which is optional: {lost}")
+        yield Finding("software", name, "ok", _version(name) or f"not installed, which is optional: {lost}")
 
 
 def codecs() -> Iterator[Finding]:
