@@ -52,6 +52,7 @@ RESERVED = {
     "omegaconf": {"config.compose", "config.launcher"},
     "torch.distributed": {"parallel", "runtime"},
     "accelerate": {"parallel", "runtime"},
+    "torch.utils.tensorboard": {"recipe.tensorboard"},
     "triton": {"models.video_vae.kernels", "models.transformer.kernels"},
     "transformers": {"models.text_encoder"},
     "sentencepiece": {"models.text_encoder"},

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,28 +87,54 @@ def test_stages_from_the_cache(run_ltxgen, tiny_words, tmp_path: Path):
     assert named(two, "step") == []
 
 
-def test_a_failed_run_leaves_its_log(run_ltxgen, tiny_words, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "code", "last", "what"),
+    [
+        (RuntimeError("out of luck"), 1, "run failed", "RuntimeError: out of luck"),
+        (KeyboardInterrupt(), 130, "run interrupted", "KeyboardInterrupt: "),
+    ],
+)
+def test_a_failed_run_leaves_its_log(run_ltxgen, tiny_words, tmp_path: Path, monkeypatch, error, code, last, what):
     words = (*tiny_words, *LATENTS_ONLY, "output.log=true", "output.dir=out")
     called = Denoiser.__call__
 
     def fail(self, states, sigma, step):
         if step == 1:
-            raise RuntimeError("out of luck")
+            raise error
         return called(self, states, sigma, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(Denoiser, "__call__", fail)
-        assert run_ltxgen(*words, cwd=tmp_path).code == 1
+        assert run_ltxgen(*words, cwd=tmp_path).code == code
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["log.jsonl"]
     found = events(tmp_path / "out")
-    assert [event["event"] for event in found[-3:]] == ["step", "stage failed", "run failed"]
-    assert found[-1]["error"] == "RuntimeError: out of luck"
+    assert [event["event"] for event in found[-3:]] == ["step", "stage failed", last]
+    assert found[-1]["error"] == what
     resumed = run_ltxgen("resume", "out", cwd=tmp_path)
     assert resumed.code == 0, resumed.err
     both = events(tmp_path / "out")
     assert both[: len(found)] == found
     assert both[len(found)]["event"] == "run began"
     assert both[-1]["event"] == "run ended"
+
+
+def test_a_killed_run_leaves_whole_lines(run_ltxgen, tiny_words, tmp_path: Path):
+    words = (*tiny_words, *LATENTS_ONLY, "stages.base.steps=200", "output.log=true", "output.dir=out")
+    environment = {**os.environ, "PYTHONPATH": str(Path(ltxgen.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen([sys.executable, "-m", "ltxgen", *words], cwd=tmp_path, env=environment)
+    try:
+        log, ending = tmp_path / "out" / "log.jsonl", time.monotonic() + 120
+        while not (log.exists() and b'"step"' in log.read_bytes()):
+            assert running.poll() is None
+            assert time.monotonic() < ending
+            time.sleep(0.05)
+    finally:
+        running.kill()
+        running.wait()
+    found = events(tmp_path / "out")
+    assert found[0]["event"] == "run began"
+    assert found[-1]["event"] == "step"
+    assert found[-1]["number"] < 200
 
 
 def test_a_line_that_was_cut_short_is_taken_away(tmp_path: Path):
