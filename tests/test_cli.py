@@ -63,7 +63,7 @@ def test_the_usage_names_every_command(run_ltxgen, tmp_path):
 def test_an_unknown_command(run_ltxgen, tmp_path):
     result = run_ltxgen("plam", RECIPE, cwd=tmp_path)
     assert result.code == 2
-    assert "command = plam: must be one of run, plan, fetch, lock, ls, cp, compare, cache, " in result.err
+    assert "command = plam: must be one of run, plan, fetch, lock, doctor, ls, cp, compare, cache, " in result.err
     assert "did you mean 'plan'?" in result.err
 
 
