@@ -116,10 +116,12 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self.close()
 
     def _composed(self, request: Mapping[str, Any] | None, output: Path | str | None) -> dict[str, Any]:
-        config = {**self.config, "request": {**self.config["request"], **(request or {})}}
-        if output is not None:
-            config["output"] = {**config["output"], "dir": str(output)}
-        return config
+        own = {"log": False, "tensorboard": False} if output is None else {"dir": str(output)}
+        return {
+            **self.config,
+            "request": {**self.config["request"], **(request or {})},
+            "output": {**self.config["output"], **own},
+        }
 
     def _plan(self, config: Mapping[str, Any]) -> Plan:
         recipe = parse_recipe(config)

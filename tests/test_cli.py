@@ -53,17 +53,17 @@ def test_no_words_and_version(run_ltxgen, tmp_path, words):
 
 
 def test_the_usage_names_every_command(run_ltxgen, tmp_path):
-    from ltxgen import cli
+    from ltxgen.cli.commands import COMMANDS
 
     usage = run_ltxgen(cwd=tmp_path).out
-    for command in (*cli._RECIPE_COMMANDS, *cli._PLAIN_COMMANDS):
+    for command in COMMANDS:
         assert f"ltxgen {command}" in usage
 
 
 def test_an_unknown_command(run_ltxgen, tmp_path):
     result = run_ltxgen("plam", RECIPE, cwd=tmp_path)
     assert result.code == 2
-    assert "command = plam: must be one of run, plan, fetch, lock, ls, cp, compare, cache, " in result.err
+    assert "command = plam: must be one of run, plan, fetch, lock, doctor, ls, cp, compare, cache, " in result.err
     assert "did you mean 'plan'?" in result.err
 
 
@@ -87,6 +87,8 @@ def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
         ("ltxgen +recipe=ltx23_two_stage request.se", ["request.seed="]),
         ("ltxgen plan +recipe=ltx23_two_stage stages.base.ste", ["stages.base.steps="]),
         ("ltxgen memory=s", ["memory=stream", "memory=swap"]),
+        ("ltxgen doc", ["doctor"]),
+        ("ltxgen doctor +recipe=ltx23_ke", ["+recipe=ltx23_keyframes"]),
     ],
 )
 def test_shell_completion(run_ltxgen, tmp_path, monkeypatch, line, completed):
@@ -113,7 +115,7 @@ def test_showing_a_config_that_cannot_be_composed(run_ltxgen, tmp_path):
 def test_ls(run_ltxgen, tmp_path):
     everything = run_ltxgen("ls", cwd=tmp_path).out.splitlines()
     assert everything[0].startswith("recipe: ")
-    assert "ltx23_two_stage" in everything[0]
+    assert any(re.match(r"recipe: +ltx23_two_stage +LTX-2\.3 in two stages", line) for line in everything)
     assert any(line.split()[:1] == ["attention:"] and "sdpa" in line for line in everything)
     models = run_ltxgen("ls", "model", cwd=tmp_path)
     assert models.code == 0
@@ -240,6 +242,9 @@ def test_compare(run_ltxgen, stored_run, tmp_path):
     different = run_ltxgen("compare", str(one), str(other), cwd=tmp_path)
     assert different.code == 0
     assert "inf" not in different.out
+    # Each has a page of its own.
+    assert equal.out.splitlines()[-1] == "compare.html"
+    assert different.out.splitlines()[-1] == "compare_2.html"
     videos = run_ltxgen("compare", str(one / "video.mp4"), str(other / "video.mp4"), cwd=tmp_path)
     assert videos.code == 0
     assert "ssim" in videos.out

@@ -81,6 +81,17 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+def why_unreadable(candidate: Candidate) -> str | None:
+    """Why the hub would not let this login have the candidate, which it is asked; None if it would."""
+    try:
+        huggingface_hub.auth_check(candidate.repo)
+    except (HfHubHTTPError, OfflineModeIsEnabled) as error:
+        return str(_translated(candidate, error))
+    except Exception as error:  # of the HTTP library, which is another one from version to version
+        return f"the hub can't be reached ({type(error).__name__}): check the network or proxy"
+    return None
+
+
 def shown_size(size_bytes: int | None) -> str:
     """`46.1 GB` (decimal, as the hub shows it); `size unknown` for None."""
     if size_bytes is None:

@@ -53,6 +53,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def _shown(value: object) -> str:
     text = str(value) if isinstance(value, str | Fraction) else repr(value)
     return text if len(text) <= 120 else text[:117] + "..."

@@ -179,7 +179,8 @@ class Runtime:
 @dataclass(frozen=True)
 class Output:
     """What a run leaves in `dir`; `tensors` adds `tensors.safetensors` with every intermediate result, `previews` a
-    small picture after every so many denoising steps.
+    small picture after every so many denoising steps, `log` the file `log.jsonl`, a line for each event as it happens,
+    `tensorboard` a folder for TensorBoard.
 
     `objective` is the number in manifest.json that a sweeper compares which looks for the best run, such as optuna's.
     """
@@ -187,6 +188,8 @@ class Output:
     dir: str
     tensors: bool = False
     previews: NonNegativeInt = 0
+    log: bool = False
+    tensorboard: bool = False
     objective: str = "seconds"
 
 

@@ -16,6 +16,7 @@ from ltxgen.config.errors import Problem, Refusal
 from ltxgen.config.recipe import Recipe, parse_recipe
 from ltxgen.parallel.ending import discarded_unless_done, exit_on_signals, is_rank, world_size
 from ltxgen.parallel.launch import agree, check_world_size, freeze, launch, thaw
+from ltxgen.recipe.own_folder import moved, with_own_folder
 from ltxgen.recipe.plan import Plan, make_plan
 from ltxgen.recipe.resume import interrupted
 from ltxgen.recipe.run import NO_FOLDER, output_folder, run_into, run_plan
@@ -31,6 +32,13 @@ def run_config(config: Mapping[str, Any], words: tuple[str, ...] = (), *, contin
     `words` are flags for the ranks that this process starts. With `continues`, an interrupted run into the same folder
     goes on.
     """
+    parallel = parse_recipe(config).parallel
+    writes = os.environ["RANK"] == "0" if is_rank() else parallel.machine_rank == 0
+    with with_own_folder(config) if writes and not continues else nullcontext(config) as own:
+        return _run_config(own, words, continues)
+
+
+def _run_config(config: Mapping[str, Any], words: tuple[str, ...], continues: bool) -> Path | None:
     recipe = parse_recipe(config)
     if is_rank():
         check_world_size(recipe.parallel.num_processes, world_size())
@@ -71,7 +79,7 @@ def _launch(recipe: Recipe, config: Mapping[str, Any], words: tuple[str, ...], c
     with create_progress() as progress:
         make_plan(recipe, progress.note).require()
     output = Path(recipe.output.dir).expanduser().absolute()
-    config = {**config, "output": {**config["output"], "dir": str(output)}}
+    config = moved(config, output)
     is_main = recipe.parallel.machine_rank == 0
     with (
         exit_on_signals(),
@@ -114,5 +122,4 @@ def resume(folder: Path, words: tuple[str, ...] = ()) -> Path | None:
         return output
     if left.started_in.is_dir():
         os.chdir(left.started_in)  # where the config's relative paths start
-    config = {**left.config, "output": {**left.config["output"], "dir": str(output)}}
-    return run_config(config, words, continues=True)
+    return run_config(moved(left.config, output), words, continues=True)

@@ -19,6 +19,8 @@ from ltxgen.config.inputs import INPUTS, with_paths
 from ltxgen.config.recipe import ArtifactChoice
 
 _DEFAULT_FOLDERS = ["./models"]
+# What a rerun chooses for itself: it gets a folder of its own, and asks its machine's cache.
+_OWN_OUTPUT = ("log", "tensorboard")
 
 
 def write_recipe(composed: Mapping[str, Any], artifacts: Mapping[str, ResolvedArtifact], path: Path) -> None:
@@ -30,13 +32,13 @@ def recipe_text(
     composed: Mapping[str, Any], artifacts: Mapping[str, ResolvedArtifact], folder: Path | None = None
 ) -> str:
     """The locked recipe; with a `folder`, the request's files are copied there."""
-    # A rerun gets a folder of its own and asks its machine's cache; the rest is what this run was.
     kept = {key: value for key, value in composed.items() if key not in ("hydra", "cache")}
+    output = {key: value for key, value in kept["output"].items() if key not in _OWN_OUTPUT}
     locked = {
         **_literal(kept),
         "request": _literal(with_paths(kept["request"], _beside(folder))),
         "artifacts": _literal(_pinned(kept["artifacts"], artifacts)),
-        "output": {**_literal(kept["output"]), "dir": "outputs/${name}/${now:%Y-%m-%d_%H-%M-%S}"},
+        "output": {**_literal(output), "dir": "outputs/${name}/${now:%Y-%m-%d_%H-%M-%S}"},
     }
     text = yaml.safe_dump(locked, sort_keys=False, allow_unicode=True, width=120)
     return f"# @package _global_\n# ltxgen +recipe=PATH/recipe.yaml\n{text}"

@@ -41,6 +41,7 @@ from ltxgen.recipe.needs import forecaster_of, room_on
 from ltxgen.recipe.parts import KNOWN_LORAS, lora_artifact
 from ltxgen.recipe.precision import float8_layers, precision_notes, precision_problems
 from ltxgen.recipe.sizes import with_source_sizes
+from ltxgen.recipe.tensorboard import lacking_tensorboard
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype, resolve_kernels
 from ltxgen.stage.denoise import NOISE, Denoise, DenoiseConfig
 from ltxgen.stage.protocol import Setting, Stage, request_fields, setting_for
@@ -352,4 +353,7 @@ def _output_problems(recipe: Recipe) -> list[Problem]:
     request = recipe.request
     needed = estimated_bytes(request.num_frames, request.height, request.width)
     wrong = check_writable(folder) or check_free_space(folder, needed)
-    return [Problem("output.dir", recipe.output.dir, wrong)] if wrong else []
+    problems = [Problem("output.dir", recipe.output.dir, wrong)] if wrong else []
+    if recipe.output.tensorboard and (lacking := lacking_tensorboard()):
+        problems.append(Problem("output.tensorboard", True, lacking))
+    return problems

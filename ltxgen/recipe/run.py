@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
 import os
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ from ltxgen.media.provenance import Provenance
 from ltxgen.memory.placement import StreamedWeights
 from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.cache import open_cache
+from ltxgen.recipe.events import FOLLOWING, Events, following
 from ltxgen.recipe.executor import PartSource, StageExecutor, StageRecord
 from ltxgen.recipe.lock import recipe_text, write_recipe
 from ltxgen.recipe.manifest import WallTime, made_from, write_manifest
@@ -48,7 +50,7 @@ from ltxgen.stage.protocol import NO_WATCHER, PartRequest, RunContext, Stream, W
 TENSORS = "tensors.safetensors"
 MANIFEST = "manifest.json"
 RUN_FILES = frozenset(
-    {"video.mp4", "contact_sheet.png", "sound.wav", TENSORS, "recipe.yaml", INPUTS, PREVIEWS, MANIFEST}
+    {"video.mp4", "contact_sheet.png", "sound.wav", TENSORS, "recipe.yaml", INPUTS, PREVIEWS, MANIFEST, *FOLLOWING}
 )
 PARTIAL, LOCK = ".partial-", ".lock"  # the hidden folder of a run, and the file in it that a living run has locked
 STARTING_SECONDS = 60.0  # by then a new hidden folder has its lock
@@ -87,6 +89,9 @@ def output_folder(
 ) -> Iterator[Path]:
     """As `whole_folder`, for a run of `composed` that can be resumed after an interruption."""
     with resumable(output, composed, note, continues=continues), whole_folder(output) as folder:
+        if not continues:
+            for name in FOLLOWING:
+                _remove(output / name)
         yield folder
 
 
@@ -104,6 +109,21 @@ def run_into(
 
     `parts` is where components come from; None: from the plan's files. `watch` follows the run.
     """
+    with following(plan, progress, folder) if ranks.is_main else nullcontext(Events()) as events:
+        _run_into(folder, plan, composed, progress, ranks, parts, watch, began, events)
+
+
+def _run_into(
+    folder: Path,
+    plan: Plan,
+    composed: Mapping[str, Any],
+    progress: Progress,
+    ranks: Ranks,
+    parts: PartSource | None,
+    watch: Watch | None,
+    began: Began | None,
+    events: Events,
+) -> None:
     recipe = plan.recipe
     set_threads(recipe.runtime.threads)
     use_full_float32()
@@ -134,10 +154,11 @@ def run_into(
     if ranks.is_main:
         with Hashing(each.path for each in plan.artifacts.values() if each.path is not None) as hashing:
             hashing.start()  # side by side, what stored outputs are looked up by
+    events.begin(plan, executor, lambda: hashlib.sha256(recipe_text(composed, plan.artifacts).encode()).hexdigest())
     with torch.inference_mode():
         outputs = open_cache(plan, state, ranks, progress.note, own_stages(Path(recipe.output.dir)))
         recorded = record if recipe.output.tensors else None
-        executor.run(stages, state, folder, recorded, outputs, watcher, about, watch)
+        executor.run(stages, state, folder, recorded, outputs, watcher, about, events.watching(watch))
     if not ranks.is_main:
         return
     if recipe.output.tensors:
@@ -148,6 +169,7 @@ def run_into(
     took = wall(executor.records)
     write_manifest(plan, executor.records, took, folder / MANIFEST)
     progress.note(f"run: {took}")
+    events.end(took)
 
 
 def parts_of(plan: Plan, note: Callable[[str], None]) -> ArtifactParts:

@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ltxgen.config.recipe import parse_recipe
 from ltxgen.media.gallery import write_gallery
 from ltxgen.parallel.ending import RankFailure, exit_on_signals, is_rank
 from ltxgen.parallel.launch import LaunchConfig, agree, check_world_size, freeze, launch, thaw
+from ltxgen.recipe.own_folder import moved, own_folder
 from ltxgen.recipe.plan import Plan, make_plan
 from ltxgen.recipe.run import run_plan
 from ltxgen.recipe.session import Session, part_key
@@ -70,16 +72,24 @@ class Sweep:
         """
         if is_rank():
             return self._run_as_ranks(jobs)
-        planned = plan_jobs(jobs)
-        folder, anew = self._folder or SweepFolder(_folder_of(jobs)), self._folder is None
-        if not _writes(planned):
-            self._run(folder, planned)
-            return []
-        with folder.alone():
-            folder.begin(jobs, anew=anew)
-            self._folder = folder
-            self._run(folder, planned)
+        with self._place(jobs) as place:
+            jobs = _moved(jobs, place)
+            planned = plan_jobs(jobs)
+            folder, anew = SweepFolder(place), self._folder is None
+            if not _writes(jobs):
+                self._run(folder, planned)
+                return []
+            with folder.alone():
+                folder.begin(jobs, anew=anew)
+                self._folder = folder
+                self._run(folder, planned)
         return _finished(folder, jobs)
+
+    def _place(self, jobs: Sequence[Job]) -> AbstractContextManager[Path]:
+        """The folder of all batches."""
+        if self._folder is not None:
+            return nullcontext(self._folder.path)
+        return own_folder(_folder_of(jobs)) if _writes(jobs) else nullcontext(_folder_of(jobs))
 
     def resume(self, path: Path) -> list[Path]:
         """Run the jobs of the sweep in `path` that failed or were not reached, as they were composed, and those whose
@@ -112,13 +122,14 @@ class Sweep:
             raise Refusal([Problem("parallel", JOBS, "starts its processes itself; leave out `accelerate launch`")])
         ranks = start_ranks()
         check_world_size(parallel.num_processes, ranks.world_size)
-        planned = _agreed(jobs, ranks)
-        folder = SweepFolder(_folder_of(planned))
-        if ranks.is_main:
-            folder.begin(planned, anew=self._folder is None)
-        self._folder = folder
-        with _progress(ranks) as progress:
-            _walk(Walk(folder, self._session, progress, ranks, self._debug), ordered(planned))
+        with self._place(jobs) if ranks.is_main else nullcontext(_folder_of(jobs)) as place:
+            planned = _agreed(_moved(jobs, place), ranks)
+            folder = SweepFolder(_folder_of(planned))
+            if ranks.is_main:
+                folder.begin(planned, anew=self._folder is None)
+            self._folder = folder
+            with _progress(ranks) as progress:
+                _walk(Walk(folder, self._session, progress, ranks, self._debug), ordered(planned))
         return _finished(folder, jobs) if ranks.is_main else []
 
 
@@ -318,13 +329,18 @@ def _progress(ranks: Ranks) -> Progress:
     return create_progress("auto" if ranks.is_main else "quiet")
 
 
-def _writes(jobs: Sequence[PlannedJob]) -> bool:
+def _writes(jobs: Sequence[Job]) -> bool:
     """Whether the output is this machine's."""
-    return all(job.parallel.machine_rank == 0 for job in jobs)
+    return not any(job.config["parallel"].get("machine_rank") for job in jobs)
 
 
 def _folder_of(jobs: Sequence[Job]) -> Path:
     return Path(jobs[0].config["output"]["dir"]).expanduser().parent
+
+
+def _moved(jobs: Sequence[Job], place: Path) -> list[Job]:
+    """The jobs of a sweep in the folder `place`."""
+    return [dataclasses.replace(job, config=moved(job.config, place / str(job.number))) for job in jobs]
 
 
 def _finished(folder: SweepFolder, jobs: Sequence[Job], everything: bool = False) -> list[Path]:

@@ -126,6 +126,8 @@ class Display(Protocol):
 class Progress:
     """What a run reports to. A context manager, so that a terminal is given back however the run ends.
 
+    `also` adds displays to the one that it was made with.
+
     with create_progress() as progress:
         progress.plan(["prompt", "base", "write"])
         with MemoryMeter(device) as memory, progress.stage("base", memory) as stage:
@@ -135,7 +137,7 @@ class Progress:
 
     def __init__(self, display: Display, clock: Clock = time.perf_counter) -> None:
         self.stages: list[StageProgress] = []
-        self._display = display
+        self._displays = [display]
         self._clock = clock
         self._open = False
 
@@ -147,16 +149,27 @@ class Progress:
     ) -> None:
         self._close()
 
+    @contextmanager
+    def also(self, display: Display) -> Iterator[None]:
+        """Tell `display` as well, of runs that are planned while the block runs."""
+        self._displays.append(display)
+        try:
+            yield
+        finally:
+            self._displays.remove(display)
+
     def job(self, sweep: SweepProgress) -> None:
         """Say that a job of a sweep starts; its stages follow."""
         self._close()
-        self._display.job(sweep)
+        for display in self._displays:
+            display.job(sweep)
 
     def plan(self, names: Sequence[str]) -> None:
         """Announce the stages of a run, in order; a later call starts the list of another run."""
         self._close()
-        self.stages = [StageProgress(name, self._clock, self._display.changed) for name in names]
-        self._display.open(self.stages)
+        self.stages = [StageProgress(name, self._clock, self._changed) for name in names]
+        for display in self._displays:
+            display.open(self.stages)
         self._open = True
 
     @contextmanager
@@ -165,15 +178,18 @@ class Progress:
         stage = self._named(name)
         stage.memory = memory
         stage.start()
-        self._display.started(stage)
+        for display in self._displays:
+            display.started(stage)
         try:
             yield stage
         except BaseException:
             stage.end(StageState.FAILED)
-            self._display.ended(stage)
+            for display in self._displays:
+                display.ended(stage)
             raise
         stage.end(StageState.DONE)
-        self._display.ended(stage)
+        for display in self._displays:
+            display.ended(stage)
 
     def reused(self, name: str, why: str) -> None:
         """Say that a stage need not run, and why."""
@@ -181,21 +197,28 @@ class Progress:
         stage.start()
         stage.end(StageState.REUSED)
         stage.text = why
-        self._display.ended(stage)
+        for display in self._displays:
+            display.ended(stage)
 
     def note(self, text: str) -> None:
         """Say something once, above the stages."""
-        self._display.note(text)
+        for display in self._displays:
+            display.note(text)
 
     def _named(self, name: str) -> StageProgress:
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        stage = StageProgress(name, self._clock, self._display.changed)
-        self.stages.append(stage)  # the display holds the same list
+        stage = StageProgress(name, self._clock, self._changed)
+        self.stages.append(stage)  # the displays hold the same list
         return stage
+
+    def _changed(self, stage: StageProgress) -> None:
+        for display in self._displays:
+            display.changed(stage)
 
     def _close(self) -> None:
         if self._open:
-            self._display.close()
+            for display in self._displays:
+                display.close()
             self._open = False

@@ -281,7 +281,10 @@ class Denoise:
     ) -> None:
         assert denoiser.previous is not None, "a step has a prediction"
         expected = states.map(lambda state, x0: state.with_(latents=x0), denoiser.previous)
-        tell(Step(self.name, number, len(self.sigmas) - 1, self._latents(states), self._latents(expected)))
+        latents, denoised = self._latents(states), self._latents(expected)
+        sigmas, passes = self.sigmas, tuple(denoiser.passes)
+        denoiser.passes.clear()
+        tell(Step(self.name, number, len(sigmas) - 1, latents, denoised, float(sigmas[number]), passes))
 
     def _initial_states(self, state: Mapping[str, Any], sigma: float, context: RunContext) -> Pair[LatentState]:
         """Both modalities at the first noise level. Video draws before audio: the order is part of a seed's meaning."""
@@ -435,6 +438,7 @@ class Denoiser:
         self.context = context
         self.previous: Pair[Tensor] | None = None
         self.calls = 0
+        self.passes: list[str] = []  # that ran since they were last told
         self.levels = states.map(lambda state: NoiseLevels.of(state.denoise_mask))
 
     def __call__(self, states: Pair[LatentState], sigma: float, step: int) -> Pair[Tensor]:
@@ -451,7 +455,9 @@ class Denoiser:
     def _evaluate(self, states: Pair[LatentState], sigma: float, step: int) -> Prediction:
         guidance = self.guidance.at(sigma)
         passes = guidance.passes(step)
-        self.context.progress.note(", ".join(each.name for each in passes))
+        names = [each.name for each in passes]
+        self.passes += names
+        self.context.progress.note(", ".join(names))
         like = states.map(lambda state: state.latents)
         results = self.parallel.predict_passes(passes, partial(self._predict, states, sigma, passes), like)
         if self.calls == 0:

@@ -129,13 +129,16 @@ NO_WATCHER = NoWatcher()
 @dataclass(frozen=True)
 class Step:
     """A finished denoising step, counted from 0: the latents (1,C,F,H,W) and (1,C,T,M) at its end, and the clean ones
-    that the model expected in it."""
+    that the model expected in it. `sigma` is the noise level that it started from, `passes` what the transformer ran
+    for, once or several times."""
 
     stage: str
     number: int
     num_steps: int
     latents: Pair[Tensor]
     denoised: Pair[Tensor]
+    sigma: float
+    passes: tuple[str, ...]
 
 
 class Watch(Protocol):

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 
 from ltxgen.config import compose
+from ltxgen.config.compose import folders
 from ltxgen.config.errors import Refusal
 from ltxgen.config.recipe import parse_recipe
 
@@ -249,7 +251,7 @@ def test_an_interpolation_that_leads_nowhere_is_refused():
 def test_composing_twice_gives_the_same_and_leaves_hydra_clean():
     first = composed(RECIPE, "output.dir=x")
     assert composed(RECIPE, "output.dir=x") == first
-    assert not compose.GlobalHydra.instance().is_initialized()
+    assert not GlobalHydra.instance().is_initialized()
 
 
 def test_groups_and_their_first_sentences(project):
@@ -267,7 +269,7 @@ def test_data_folders_of_an_installed_package(tmp_path: Path, monkeypatch: pytes
     """In a wheel conf/ and recipes/ stand inside the package."""
     assert (compose.data_folder("conf") / "config.yaml").is_file()
     (tmp_path / "ltxgen" / "conf").mkdir(parents=True)
-    monkeypatch.setattr(compose.resources, "files", lambda name: tmp_path / name)
+    monkeypatch.setattr(folders.resources, "files", lambda name: tmp_path / name)
     assert compose.data_folder("conf") == tmp_path / "ltxgen" / "conf"
     assert compose.data_folder("recipes") == tmp_path / "recipes"
 

@@ -1,0 +1,132 @@
+"""Commands that take a recipe: Hydra composes it from the words, after what is wrong with them was told."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ltxgen.cli.commands import COMMANDS, RECIPE_COMMANDS
+from ltxgen.cli.outcome import guarded
+from ltxgen.config.errors import Problem, Refusal
+
+if TYPE_CHECKING:
+    from ltxgen.config.launcher import SweepJob
+
+Result = TypeVar("Result")
+Use = Callable[[dict[str, Any]], float | None]
+RunComposed = Callable[["Sequence[SweepJob]"], Sequence[float | None]]
+
+# Flags of Hydra's own that show something and run nothing.
+_SHOWING_FLAGS = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+)
+_COMPLETION_FLAGS = ("--shell-completion", "-sc")
+
+
+def with_recipe(
+    use: Use,
+    words: list[str],
+    debug: bool,
+    run_jobs: RunComposed | None = None,
+    rows: Sequence[Sequence[str]] | None = None,
+) -> int | None:
+    """Let Hydra compose the recipe and call `use` with it, or, in a sweep, `run_jobs` with all jobs; without it,
+    `use` with each. With `rows` there are as many jobs for each, with its overrides."""
+    from ltxgen.config import compose
+
+    if any(word in _COMPLETION_FLAGS for word in words):  # their words are Hydra's own: install=bash
+        _complete_commands(words)
+        _hide_command_from_completion()
+    else:
+        words = compose.name_recipe_paths(compose.open_overrides(words))
+        shows = any(word in _SHOWING_FLAGS for word in words)
+        if not compose.is_sweep(words) or shows or compose.has_other_plugins(words):
+            _refuse_bad_overrides(words)
+        else:
+            compose.jobs_of_sweep([word for word in words if not word.startswith("-")])  # or refused
+
+    def composed(jobs: Callable[[], Sequence[SweepJob]]) -> Sequence[SweepJob]:
+        try:
+            return jobs()
+        except compose.COMPOSITION_ERRORS:
+            _refuse_bad_overrides(words)
+            raise
+
+    def or_exit(run: Callable[[], Result]) -> Result:
+        results: list[Result] = []
+        code = guarded(lambda: results.append(run()), debug)
+        if code:
+            sys.exit(code)  # past Hydra, which would print a traceback
+        return results[0]
+
+    def job(config: dict[str, Any]) -> float | None:
+        return or_exit(lambda: use(config))
+
+    def run_all(jobs: Callable[[], Sequence[SweepJob]]) -> Sequence[float | None]:
+        if run_jobs is not None:
+            return or_exit(lambda: run_jobs(composed(jobs)))
+        return [job(dict(each.config)) for each in or_exit(lambda: composed(jobs))]
+
+    compose.hydra_app(job, run_all, words, rows)
+    return 0
+
+
+def _complete_commands(words: Sequence[str]) -> None:
+    """Commands for a line that is only their beginning; Hydra adds groups and keys, of which it knows."""
+    begun = re.fullmatch(r"\S+\s+([a-z]*)", os.environ.get("COMP_LINE", ""))
+    if begun and any(word.startswith("query=") for word in words):
+        print(*(name for name in COMMANDS if name.startswith(begun[1])))
+
+
+def _hide_command_from_completion() -> None:
+    """Hydra completes overrides of the line that the shell hands over, and knows no `plan` in front of them."""
+    line = os.environ.get("COMP_LINE", "")
+    command = re.match(rf"\S+\s+(({'|'.join(RECIPE_COMMANDS)})\s+)", line)
+    if command:
+        os.environ["COMP_LINE"] = line[: command.start(1)] + line[command.end(1) :]
+        os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
+
+
+def _refuse_bad_overrides(words: Sequence[str]) -> None:
+    """Compose every job before Hydra does: what it can't apply is refused together with what the rest holds wrong.
+
+    Where a config is only shown, its values may be wrong.
+    """
+    from ltxgen.config import compose
+    from ltxgen.config.recipe import parse_recipe
+
+    shows = any(word in _SHOWING_FLAGS for word in words)
+    # A flag that shows takes a word of its own: `--cfg job`.
+    overrides = [word for word in words if not word.startswith("-") and ("=" in word or not shows)]
+    problems: list[Problem] = []
+    for job in _jobs(overrides) if compose.is_sweep(words) else [overrides]:
+        try:
+            config = compose.compose_config(job)
+        except compose.CompositionRefusal as refusal:
+            problems += refusal.problems
+            config = refusal.data
+        try:
+            if not shows:
+                parse_recipe(config)
+        except Refusal as refusal:
+            unknown_recipe = any(problem.path == "recipe" for problem in problems)
+            problems += [each for each in refusal.problems if not (unknown_recipe and each.path == "stages")]
+    if problems:
+        raise Refusal(problems)
+
+
+def _jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The jobs that are known beforehand; of a sweeper that chooses them as it goes, what all have in common."""
+    from ltxgen.config import compose
+
+    by_other = compose.has_other_plugins(overrides, "sweeper")
+    return [compose.fixed_words(overrides)] if by_other else compose.jobs_of_sweep(overrides)

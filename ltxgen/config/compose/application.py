@@ -1,0 +1,68 @@
+"""ltxgen as a Hydra application, for a run and for sweeps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ltxgen.config.compose.composition import CONFIG_NAME, compose_config
+from ltxgen.config.compose.folders import data_folder
+from ltxgen.config.compose.overrides import fixed_words, has_other_plugins, is_sweep
+from ltxgen.config.compose.recipes import register_plugins
+from ltxgen.config.launcher import ROWS, RUN_JOBS, RunJobs
+
+
+def hydra_app(
+    job: Callable[[dict[str, Any]], float | None],
+    run_jobs: RunJobs,
+    arguments: Sequence[str],
+    rows: Sequence[Sequence[str]] | None = None,
+) -> None:
+    """Run as a Hydra application with these words: `job` once, or `run_jobs` with those of a sweep, or none (--help).
+
+    The jobs of a sweep get numbered folders inside the one that `output.dir` names. Other launchers than ltxgen's call
+    `job` for each, wherever they run it. `rows` are overrides: a sweep has its jobs for each of them.
+    """
+    given = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in arguments)
+    if is_sweep(arguments) and has_other_plugins(arguments) and not given:
+        # They leave there what their users look for.
+        arguments = [*arguments, f"hydra.sweep.dir='{_sweep_folder(arguments)}'"]
+    _run_hydra(job, run_jobs, arguments, rows)
+
+
+def _sweep_folder(arguments: Sequence[str]) -> str:
+    """Where the first job says that the sweep goes; the others, in processes of their own, can't know its time."""
+    return str(compose_config(fixed_words(arguments))["output"]["dir"])
+
+
+def _run_hydra(
+    job: Callable[[dict[str, Any]], float | None],
+    run_jobs: RunJobs,
+    arguments: Sequence[str],
+    rows: Sequence[Sequence[str]] | None,
+) -> None:
+    register_plugins()
+
+    def app(config: DictConfig) -> float | None:
+        data = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        running = HydraConfig.get()
+        if running.mode == RunMode.MULTIRUN:
+            data["output"]["dir"] = str(Path(running.sweep.dir) / str(running.job.num))
+        return job(data)
+
+    setattr(app, RUN_JOBS, run_jobs)
+    setattr(app, ROWS, rows)
+    main = hydra.main(version_base="1.3", config_path=str(data_folder("conf")), config_name=CONFIG_NAME)(app)
+    saved = sys.argv
+    sys.argv = ["ltxgen", *arguments]
+    try:
+        main()
+    finally:
+        sys.argv = saved

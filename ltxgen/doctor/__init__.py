@@ -1,0 +1,1 @@
+"""`ltxgen doctor`: what this machine has for a run, what it lacks, and how to mend it."""
