@@ -75,7 +75,7 @@ def test_distilled(run_recipe):
 def test_a_stage_that_is_null_is_left_out(run_recipe):
     """Without `refine` the upscaler has no reader, and what `base` made is decoded."""
     tensors, manifest = run_recipe("ltx23_distilled", "stages.refine=null")
-    assert list(manifest["stages"]) == ["prompt", "base", "decode_video", "decode_audio", "write"]
+    assert list(manifest["stages"]) == ["prompt", "base_images", "base", "decode_video", "decode_audio", "write"]
     assert "spatial_upscaler" not in manifest["artifacts"]
     assert manifest["stages"]["decode_audio"]["source"] == "base"
     assert tensors["frames"].shape == (9, 32, 32, 3)
