@@ -150,6 +150,7 @@ class Artifacts:
     checkpoint: ArtifactChoice = ArtifactChoice()
     distilled_lora: ArtifactChoice = ArtifactChoice()
     spatial_upscaler: ArtifactChoice = ArtifactChoice()
+    spatial_upscaler_x1_5: ArtifactChoice = ArtifactChoice()
     temporal_upscaler: ArtifactChoice = ArtifactChoice()
     text_encoder: ArtifactChoice = ArtifactChoice()
     ic_lora: ArtifactChoice = ArtifactChoice()

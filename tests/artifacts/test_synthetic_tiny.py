@@ -275,9 +275,9 @@ def test_concurrent_processes_agree(tmp_path: Path, built: Path):
 
 
 def test_what_the_embedded_model_lacks(cache: Path):
-    problem = embedded_artifact(ArtifactSpec("temporal_upscaler", source="embedded"))
+    problem = embedded_artifact(ArtifactSpec("diffusion_decoder", source="embedded"))
     assert isinstance(problem, Problem)
-    assert "has no temporal_upscaler" in problem.message
+    assert "has no diffusion_decoder" in problem.message
 
 
 def test_cache_folder_by_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
