@@ -77,7 +77,8 @@ def test_it_runs_and_its_run_is_made_again(name: str, runs: Runs):
     written = "sound.wav" if name == "ltx23_text_to_audio" else "video.mp4"
     assert (folder / written).stat().st_size > 0
     words = compose.name_recipe_paths(compose.open_overrides([f"+recipe={folder / 'recipe.yaml'}"]))
-    again = runs.run(compose.compose_config(words), 100 + NAMES.index(name))
+    config = compose.compose_config([*words, "cache.mode=off"])
+    again = runs.run(config, 100 + NAMES.index(name))
     found = verdict(folder, again)
     assert found.equal, found.lines
 
