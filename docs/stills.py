@@ -55,7 +55,7 @@ def main() -> None:
 def run(name: str, folder: Path) -> Path:
     model = "model=ltx2_tiny" if name.startswith("ltx2_") else "model=ltx23_tiny"
     words = (f"+recipe={name}", model, *WORDS.get(name, SIZE), "runtime.device=cpu", f"output.dir={folder / name}")
-    subprocess.run([sys.executable, "-m", "ltxgen", *words], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "ltxgen", *words], cwd=folder, check=True, capture_output=True)
     return folder / name
 
 

@@ -22,6 +22,7 @@ from ltxgen.recipe.plan import make_plan
 
 RECIPES = sorted(compose.data_folder("recipes").glob("*.yaml"))
 CONF = compose.data_folder("conf")
+ROOT = Path(__file__).parent.parent
 CHOICES = sorted(path for path in CONF.glob("*/*.yaml"))
 WHERE = {  # groups that stand inside a stage
     "guidance": "guidance@stages.base.guidance",
@@ -120,10 +121,12 @@ def test_a_recipe_plans_at_full_size(path: Path, tiny_set, tmp_path, monkeypatch
 
 @recipes
 def test_a_recipe_is_described_in_the_readme(path: Path):
-    readme = path.parent / "README.md"
-    if not readme.exists():
-        pytest.skip("recipes/README.md is not written")
-    assert path.stem in readme.read_text(encoding="utf-8")
+    text = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert text.count(f"`{path.stem}`") >= 2
+    assert f"ltxgen +recipe={path.stem}" in text
+    still = ROOT / "docs" / "recipes" / f"{path.stem}.jpg"
+    assert f"(../docs/recipes/{still.name})" in text
+    assert 1000 < still.stat().st_size < 15_000
 
 
 @choices
