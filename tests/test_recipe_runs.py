@@ -271,5 +271,7 @@ def test_ltx2_has_its_own_defaults():
     assert base["steps"] == 40
     assert [base["guidance"][modality]["stg_blocks"] for modality in ("video", "audio")] == [[29], [29]]
     assert config["stages"]["base_images"]["crf"] == 33
-    files = [config["artifacts"][name]["candidates"][0] for name in ("checkpoint", "distilled_lora", "spatial_upscaler")]
+    files = [
+        config["artifacts"][name]["candidates"][0] for name in ("checkpoint", "distilled_lora", "spatial_upscaler")
+    ]
     assert all(file.startswith("Lightricks/LTX-2/ltx-2-") for file in files)

@@ -1,4 +1,4 @@
-"""Every shipped recipe runs on its embedded model, on one process and on two, and its recipe.yaml makes the run again."""
+"""Every shipped recipe runs on its embedded model, on one process and on two, and its recipe.yaml makes it again."""
 
 from __future__ import annotations
 

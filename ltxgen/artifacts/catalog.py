@@ -1,4 +1,4 @@
-"""The published LTX-2.3 and LTX-2 files, newest first, with the sizes and digests of the hub. A config can name others."""
+"""The published LTX-2.3 and LTX-2 files, newest first, with sizes and digests of the hub. A config can name others."""
 
 from __future__ import annotations
 

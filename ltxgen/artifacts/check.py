@@ -13,9 +13,9 @@ from pathlib import Path
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.components import (
     COMPONENTS,
-    UPSCALERS,
     TEXT_PROJECTIONS,
     TOKENIZER,
+    UPSCALERS,
     BuildOptions,
     ComponentSpec,
     artifact_of,

@@ -28,7 +28,7 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 
 @cache
 def architecture(name: str) -> Mapping[str, Any]:
-    """A shipped architecture (`ltx23_22b`, `ltx2_19b`, `ltx23_tiny`, `ltx2_tiny`). Raises ValueError for an unknown name."""
+    """A shipped architecture: `ltx23_22b`, `ltx2_19b`, `ltx23_tiny`, `ltx2_tiny`. ValueError for an unknown name."""
     path = ARCHITECTURES / f"{name}.json"
     known = sorted(file.stem for file in ARCHITECTURES.glob("*.json"))
     if name not in known:

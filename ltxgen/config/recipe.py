@@ -276,7 +276,9 @@ def _without_left_out(stages: Mapping[str, Any]) -> Mapping[str, Any]:
     while len(kept) < len(stages):
         stages, mentioned = kept, set(_strings(list(kept.values())))
         unread = {name for name in kept if not any(text.startswith(f"{name}.") for text in mentioned)}
-        served = {name for name, stage in kept.items() if isinstance(stage, Mapping) and stage.get("kind") in _FOR_OTHERS}
+        served = {
+            name for name, stage in kept.items() if isinstance(stage, Mapping) and stage.get("kind") in _FOR_OTHERS
+        }
         kept = {name: stage for name, stage in kept.items() if name not in unread & served}
     return kept
 

@@ -116,7 +116,8 @@ def compare_runs(a: Path | str, b: Path | str, *, every_tensor: bool = False) ->
 
     When both have `tensors.safetensors`, frames, sound, contexts and final latents come from there (with
     `every_tensor`, every floating-point tensor that both hold, to see where two runs part); otherwise frames and
-    sound come from the videos, or sound alone from `sound.wav`. Raises Refusal when a file is missing or unreadable, or shapes differ.
+    sound come from the videos, or sound alone from `sound.wav`. Raises Refusal when a file is missing or unreadable, or
+    shapes differ.
     """
     a, b = Path(a), Path(b)
     missing = [

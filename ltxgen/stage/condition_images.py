@@ -28,8 +28,8 @@ from ltxgen.stage.protocol import PartRequest, RunContext, Setting
 @register("stage", "condition_images")
 @dataclass(frozen=True)
 class ConditionImagesConfig:
-    """`request.images` at `scale` of the request's height and width, made to fit by `fit`, for a stage that makes `rate`
-    of the frames.
+    """`request.images` at `scale` of the request's height and width, made to fit by `fit`, for a stage that makes
+    `rate` of the frames.
 
     A picture at frame 0 replaces the first latent frame and others are keyframes; with `keyframes: all` so is that one.
     `crf` is that of pictures that don't say theirs.

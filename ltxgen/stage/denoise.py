@@ -50,10 +50,10 @@ class DenoiseConfig:
 
     `steps` are for a schedule of any number of them; `sigmas`, the noise levels themselves, take the schedule's place.
     `scale` is the part of the request's height and width, `rate` that of its frames per second: 1/2 makes every other
-    frame. `video` and `audio` name latents to noise again, null starts from noise. `conditions` names what is known beforehand, in the order in which it applies; of references among it,
-    `reference_attention` is how much they are attended to. `modalities` may be sound alone: the video half of the
-    transformer is then not even loaded. Every `checkpoint_every` steps, if that is set, it is kept how far the stage
-    is: an interrupted run goes on from there.
+    frame. `video` and `audio` name latents to noise again, null starts from noise. `conditions` names what is known
+    beforehand, in the order in which it applies; of references among it, `reference_attention` is how much they are
+    attended to. `modalities` may be sound alone: the video half of the transformer is then not even loaded. Every
+    `checkpoint_every` steps, if that is set, it is kept how far the stage is: an interrupted run goes on from there.
     """
 
     request_fields: ClassVar = ("height", "width", "num_frames", "fps")

@@ -66,8 +66,8 @@ class Write:
         if given == wanted:
             return []
         message = (
-            f"holds {given} frames and the request asks for {wanted}: have a temporal upscaler's latent decoded, or set "
-            "the `rate` of the stage that makes it to 1"
+            f"holds {given} frames and the request asks for {wanted}: have a temporal upscaler's latent decoded, or "
+            "set the `rate` of the stage that makes it to 1"
         )
         return [Problem(f"stages.{self.name}.frames", self.config.frames, message)]
 

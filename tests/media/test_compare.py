@@ -188,5 +188,5 @@ def test_files_that_are_missing_or_broken_are_refused(tmp_path):
     save_file({"frames": torch.zeros(3)}, tmp_path / "longer.safetensors")
     with pytest.raises(Refusal, match=r"compare.frames: shapes differ: \[2\] and \[3\]"):
         compare_runs(tmp_path / "good.safetensors", tmp_path / "longer.safetensors")
-    with pytest.raises(Refusal, match="is a .safetensors file"):
+    with pytest.raises(Refusal, match=r"is a \.safetensors file"):
         compare_runs(tmp_path / "good.safetensors", tmp_path / "good.mp4")
