@@ -11,8 +11,9 @@ Run by hand, as official.py, whose checkpoint set it takes.
     python tests/golden/official.py compare OUT OTHER
 
 `images` is the two-stage pipeline. `lora` writes the set's LoRA once more as an IC-LoRA that was trained with
-references so many times smaller; the set's checkpoint stands for the distilled one. `--numerics current` is the installed code with the later official choices
-patched in: what official.py patches, keyframes that claim one frame, and conditions that the noiser alone brings in.
+references so many times smaller; the set's checkpoint stands for the distilled one. `--numerics current` is the
+installed code with the later official choices patched in: what official.py patches, keyframes that claim one frame, and
+conditions that the noiser alone brings in.
 """
 
 import argparse
