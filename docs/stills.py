@@ -48,7 +48,7 @@ def main() -> None:
             if name == FIRST:
                 write_inputs(made, folder)
             still = wave(made / "sound.wav") if (made / "sound.wav").exists() else strip(made / "video.mp4")
-            still.save(stills / f"{name}.jpg", quality=72, optimize=True)
+            still.save(stills / f"{name}.jpg", quality=60, optimize=True)
             print(f"{name}: {(stills / f'{name}.jpg').stat().st_size} bytes", flush=True)
 
 

@@ -36,7 +36,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Path) -> Path:
     """An empty cache folder in which building copies what was built once."""
     monkeypatch.setenv("LTXGEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tiny, "write_embedded_model", lambda folder: shutil.copytree(built, folder, dirs_exist_ok=True))
+    monkeypatch.setattr(
+        tiny, "write_embedded_model", lambda folder, model: shutil.copytree(built, folder, dirs_exist_ok=True)
+    )
     return tmp_path / "cache"
 
 
