@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ltxgen.config import compose
+from ltxgen.media.images import save_png
+
 TINY = ("model=ltx23_tiny", "request.height=64", "request.width=64", "request.num_frames=9")
 FAST = "stages.base.steps=2"
 
@@ -75,7 +78,7 @@ def test_distilled(run_recipe):
 def test_a_stage_that_is_null_is_left_out(run_recipe):
     """Without `refine` the upscaler has no reader, and what `base` made is decoded."""
     tensors, manifest = run_recipe("ltx23_distilled", "stages.refine=null")
-    assert list(manifest["stages"]) == ["prompt", "base", "decode_video", "decode_audio", "write"]
+    assert list(manifest["stages"]) == ["prompt", "base_images", "base", "decode_video", "decode_audio", "write"]
     assert "spatial_upscaler" not in manifest["artifacts"]
     assert manifest["stages"]["decode_audio"]["source"] == "base"
     assert tensors["frames"].shape == (9, 32, 32, 3)
@@ -167,3 +170,108 @@ def test_a_left_out_stage_that_others_need(refuse_distilled):
     told = refuse_distilled("stages.base=null")
     assert "stages.refine = base.audio: no earlier stage writes what it reads; written so far: " in told
     assert "have it read one of these, or leave it out with stages.refine=null" in told
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    shades = torch.arange(64).expand(48, 64)[..., None] * torch.tensor([1, 2, 3])
+    return save_png(shades.to(torch.uint8), tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stages"),
+    [
+        ("ltx23_distilled", ("base", "refine")),
+        ("ltx23_two_stage_hq", ("base", "refine")),
+        ("ltx23_one_stage", ("base",)),
+        ("ltx23_temporal_upscale", ("base", "refine")),
+    ],
+)
+def test_pictures_condition_every_denoise_stage(run_recipe, picture, recipe, stages):
+    """One at frame 0 is given, others are tokens of their own; without any, nothing is there and nothing is loaded."""
+    steps = () if recipe == "ltx23_distilled" else (FAST,)
+    images = f"request.images=[{{path: {picture}}}, {{path: {picture}, frame: 16, crf: 0}}]"
+    plain, before = run_recipe(recipe, *steps, "request.num_frames=17")
+    tensors, _ = run_recipe(recipe, *steps, "request.num_frames=17", images)
+    for name in stages:
+        per_picture = tensors[f"{name}_images.0" if f"{name}_images.0" in tensors else "images.0"]
+        num_tokens = per_picture[0, 0].numel()
+        assert tensors[f"{name}.noise.video"].shape[1] == plain[f"{name}.noise.video"].shape[1] + num_tokens
+        # The first latent frame stays the picture's latent.
+        assert torch.equal(tensors[f"{name}.final.video"][:, :, :1], per_picture)
+    assert before["stages"]["base_images" if len(stages) == 2 else "images"]["images"] == "none"
+
+
+def test_three_stages(run_recipe):
+    words = (FAST, "request.height=192", "request.width=384")
+    tensors, manifest = run_recipe("ltx23_three_stage", *words)
+    shapes = [tuple(tensors[f"{name}.final.video"].shape[2:]) for name in ("base", "middle", "refine")]
+    assert shapes == [(2, 2, 4), (2, 3, 6), (2, 6, 12)]
+    assert [manifest["stages"][name]["passes"] for name in ("base", "middle", "refine")] == [[4] * 2, [1] * 3, [1] * 3]
+    assert tensors["frames"].shape == (9, 192, 384, 3)
+
+
+def test_twice_the_frame_rate(run_recipe):
+    words = (FAST, "request.num_frames=17", "request.fps=50")
+    tensors, _ = run_recipe("ltx23_temporal_upscale", *words)
+    assert tensors["base.final.video"].shape[2:] == (2, 1, 1)
+    assert tensors["upsample.video"].shape[2:] == (2, 2, 2)
+    assert tensors["interpolate.video"].shape[2:] == (3, 2, 2)
+    assert tensors["frames"].shape == (17, 64, 64, 3)
+    # Latents of base cover twice the time: frames 1 to 8 of 25 a second, where those of refine are of 50.
+    assert tensors["base.positions.video"][0, 0, 1].tolist() == pytest.approx([1 / 25, 9 / 25])
+    assert tensors["refine.positions.video"][0, 0, 4].tolist() == pytest.approx([1 / 50, 9 / 50])
+
+
+def test_pictures_of_frames_that_a_stage_leaves_out(run_recipe, picture):
+    images = f"request.images=[{{path: {picture}, frame: 3}}]"
+    tensors, _ = run_recipe("ltx23_temporal_upscale", FAST, "request.num_frames=17", images)
+    for name in ("base", "refine"):
+        assert tensors[f"{name}.positions.video"][0, 0, -1, 0].item() == pytest.approx(3 / 48)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("+recipe=ltx23_temporal_upscale", "request.num_frames=25"),
+            "request.num_frames = 25: must be 16k + 1, since stage base makes 1/2 of the frames; the nearest are 17",
+        ),
+        (
+            ("+recipe=ltx23_temporal_upscale", "request.num_frames=17", "stages.refine=null"),
+            "stages.write.frames = decode_video.frames: holds 9 frames and the request asks for 17",
+        ),
+        (
+            ("+recipe=ltx23_temporal_upscale", "request.num_frames=17", "stages.interpolate.upscaler=spatial_upscaler"),
+            "holds 2x4x4 latents (frames x height x width), and at scale 1 this stage works on 3x2x2; match its scale",
+        ),
+        (("+recipe=ltx23_three_stage",), "request.height = 64: must be a multiple of 192 in this recipe"),
+        (
+            ("+recipe=ltx23_three_stage", "request.height=192", "request.width=192", "stages.base.scale=1/6"),
+            "stages.enlarge.upscaler = spatial_upscaler_x1_5: latent height = 1: must be a multiple of 2",
+        ),
+    ],
+)
+def test_sizes_that_upscalers_do_not_give(run_ltxgen, tmp_path, words, told):
+    result = run_ltxgen("plan", *TINY, *words, cwd=tmp_path)
+    assert result.code == 2
+    assert told in result.err
+
+
+def test_generations_do_not_mix(run_ltxgen, tiny_set, tmp_path):
+    words = ("model=ltx2_tiny", *TINY[1:], f"artifacts.spatial_upscaler.path={tiny_set.file('spatial_upscaler')}")
+    result = run_ltxgen("plan", "+recipe=ltx2_two_stage", *words, cwd=tmp_path)
+    assert "artifacts.spatial_upscaler.path" in result.err
+    assert "is made for LTX-2.3, and this run needs LTX-2" in result.err
+
+
+def test_ltx2_has_its_own_defaults():
+    config = compose.compose_config(["+recipe=ltx2_two_stage"])
+    base = config["stages"]["base"]
+    assert base["steps"] == 40
+    assert [base["guidance"][modality]["stg_blocks"] for modality in ("video", "audio")] == [[29], [29]]
+    assert config["stages"]["base_images"]["crf"] == 33
+    files = [
+        config["artifacts"][name]["candidates"][0] for name in ("checkpoint", "distilled_lora", "spatial_upscaler")
+    ]
+    assert all(file.startswith("Lightricks/LTX-2/ltx-2-") for file in files)

@@ -22,6 +22,7 @@ from ltxgen.recipe.plan import make_plan
 
 RECIPES = sorted(compose.data_folder("recipes").glob("*.yaml"))
 CONF = compose.data_folder("conf")
+ROOT = Path(__file__).parent.parent
 CHOICES = sorted(path for path in CONF.glob("*/*.yaml"))
 WHERE = {  # groups that stand inside a stage
     "guidance": "guidance@stages.base.guidance",
@@ -41,13 +42,19 @@ INPUTS = {
     "ltx23_retake": _CLIP,
     "ltx23_retake_distilled": _CLIP,
     "ltx23_extend": _CLIP[:1],
+    "ltx23_keyframes": ("request.images=[{path: first.png}, {path: last.png, frame: -1}]",),
     "ltx23_ic_lora": ("request.references=[{path: first.png}]",),
 }
 
 
-def wanted(path: Path) -> list[str]:
+def wanted(name: str) -> list[str]:
     """The words that run a recipe."""
-    return [f"+recipe={path.stem}", *INPUTS.get(path.stem, ())]
+    return [f"+recipe={name}", *INPUTS.get(name, ())]
+
+
+def tiny_model(name: str) -> str:
+    """The word for the embedded model of a recipe's generation."""
+    return "model=ltx2_tiny" if name.startswith("ltx2_") else "model=ltx23_tiny"
 
 
 def write_inputs(folder: Path) -> None:
@@ -83,7 +90,7 @@ def test_its_commands_plan(path: Path, run_ltxgen, tiny_set, tmp_path: Path):
         if not line.startswith("# ltxgen "):
             continue
         words = shlex.split(re.sub(r"\s{2,}\(.*\)$", "", line.removeprefix("# ltxgen ")))
-        result = run_ltxgen("plan", *words, "model=ltx23_tiny", cwd=tmp_path)
+        result = run_ltxgen("plan", *words, tiny_model(path.stem), cwd=tmp_path)
         assert result.code == 0, f"{line}\n{result.err}"
 
 
@@ -92,7 +99,7 @@ def test_a_recipe_plans_on_the_embedded_model(path: Path, tiny_set, tmp_path, mo
     write_inputs(tmp_path)
     before = set(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
-    config = compose.compose_config([*wanted(path), "model=ltx23_tiny", "runtime.device=cpu"])
+    config = compose.compose_config([*wanted(path.stem), tiny_model(path.stem), "runtime.device=cpu"])
     plan = make_plan(parse_recipe(config))
     assert plan.problems == ()
     assert list(plan.stages) == list(config["stages"])
@@ -105,17 +112,22 @@ def test_a_recipe_plans_at_full_size(path: Path, tiny_set, tmp_path, monkeypatch
     """With the published architecture and no files: shapes, LoRA and wiring fit at the recipe's own size."""
     write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)
-    config = compose.compose_config([*wanted(path), "artifacts=synthetic", "runtime.device=cpu"])
+    config = compose.compose_config([*wanted(path.stem), "artifacts=synthetic", "runtime.device=cpu"])
     plan = make_plan(parse_recipe(config))
     assert plan.problems == ()
+    generation = "LTX-2" if path.stem.startswith("ltx2_") else "LTX-2.3"
+    assert plan.recipe.model.generation == generation
+    assert plan.recipe.artifacts.architecture == {"LTX-2": "ltx2_19b", "LTX-2.3": "ltx23_22b"}[generation]
 
 
 @recipes
 def test_a_recipe_is_described_in_the_readme(path: Path):
-    readme = path.parent / "README.md"
-    if not readme.exists():
-        pytest.skip("recipes/README.md is not written")
-    assert path.stem in readme.read_text(encoding="utf-8")
+    text = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert text.count(f"`{path.stem}`") >= 2
+    assert f"ltxgen +recipe={path.stem}" in text
+    still = ROOT / "docs" / "recipes" / f"{path.stem}.jpg"
+    assert f"(../docs/recipes/{still.name})" in text
+    assert 1000 < still.stat().st_size < 15_000
 
 
 @choices

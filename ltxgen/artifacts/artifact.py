@@ -44,7 +44,7 @@ class Candidate:
 class ArtifactSpec:
     """A wanted artifact.
 
-    name: `checkpoint`, `distilled_lora`, `spatial_upscaler`, `temporal_upscaler`, `text_encoder` or a LoRA's own name.
+    name: `checkpoint`, `distilled_lora`, an upscaler (`components.UPSCALERS`), `text_encoder` or a LoRA's own name.
     candidates: files that will do, newest first. path: the user's own file or folder, which then is the only choice.
     source: `files` looks for candidates, `embedded` is the model this project makes itself, `synthetic` has no file.
     generation: the model generation that is wanted; None accepts any. others: files of other generations that are

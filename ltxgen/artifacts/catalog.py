@@ -1,4 +1,4 @@
-"""The published LTX-2.3 files, newest first, with the sizes and digests of the hub. A config can name others."""
+"""The published LTX-2.3 and LTX-2 files, newest first, with sizes and digests of the hub. A config can name others."""
 
 from __future__ import annotations
 
@@ -74,6 +74,11 @@ def candidate(repo: str, file: str = "", revision: str | None = None) -> Candida
     return Candidate(repo, file, revision, size_bytes=size, patterns=patterns)
 
 
+LTX2_CHECKPOINT = _ltx2("ltx-2-19b-dev", "ltx-2-19b-dev-fp8", "ltx-2-19b-distilled", "ltx-2-19b-distilled-fp8")
+LTX2_DISTILLED_LORA = _ltx2("ltx-2-19b-distilled-lora-384")
+LTX2_SPATIAL_UPSCALER_X2 = _ltx2("ltx-2-spatial-upscaler-x2-1.0")
+LTX2_TEMPORAL_UPSCALER_X2 = _ltx2("ltx-2-temporal-upscaler-x2-1.0")
+
 _LTX_LICENCE = f"https://huggingface.co/{LTX23}/blob/main/LICENSE"
 
 LTX23_SPECS: Mapping[str, ArtifactSpec] = {
@@ -83,22 +88,21 @@ LTX23_SPECS: Mapping[str, ArtifactSpec] = {
             "checkpoint",
             (DEV,),
             licence_url=_LTX_LICENCE,
-            others=_ltx2("ltx-2-19b-dev", "ltx-2-19b-dev-fp8", "ltx-2-19b-distilled", "ltx-2-19b-distilled-fp8"),
+            others=LTX2_CHECKPOINT,
         ),
-        ArtifactSpec(
-            "distilled_lora", DISTILLED_LORA, licence_url=_LTX_LICENCE, others=_ltx2("ltx-2-19b-distilled-lora-384")
-        ),
+        ArtifactSpec("distilled_lora", DISTILLED_LORA, licence_url=_LTX_LICENCE, others=LTX2_DISTILLED_LORA),
         ArtifactSpec(
             "spatial_upscaler",
             SPATIAL_UPSCALER_X2,
             licence_url=_LTX_LICENCE,
-            others=_ltx2("ltx-2-spatial-upscaler-x2-1.0"),
+            others=LTX2_SPATIAL_UPSCALER_X2,
         ),
+        ArtifactSpec("spatial_upscaler_x1_5", SPATIAL_UPSCALER_X1_5, licence_url=_LTX_LICENCE),
         ArtifactSpec(
             "temporal_upscaler",
             TEMPORAL_UPSCALER_X2,
             licence_url=_LTX_LICENCE,
-            others=_ltx2("ltx-2-temporal-upscaler-x2-1.0"),
+            others=LTX2_TEMPORAL_UPSCALER_X2,
         ),
         ArtifactSpec(
             "text_encoder",
@@ -109,3 +113,24 @@ LTX23_SPECS: Mapping[str, ArtifactSpec] = {
         ),
     )
 }
+
+LTX2_SPECS: Mapping[str, ArtifactSpec] = {
+    "text_encoder": LTX23_SPECS["text_encoder"],
+    **{
+        name: ArtifactSpec(
+            name,
+            candidates,
+            generation="LTX-2",
+            licence_url=f"https://huggingface.co/{LTX2}/blob/main/LICENSE",
+            others=LTX23_SPECS[name].candidates,
+        )
+        for name, candidates in (
+            ("checkpoint", LTX2_CHECKPOINT[:1]),
+            ("distilled_lora", LTX2_DISTILLED_LORA),
+            ("spatial_upscaler", LTX2_SPATIAL_UPSCALER_X2),
+            ("temporal_upscaler", LTX2_TEMPORAL_UPSCALER_X2),
+        )
+    },
+}
+SPECS = {"LTX-2.3": LTX23_SPECS, "LTX-2": LTX2_SPECS}
+"""What is published for each generation, by artifact."""

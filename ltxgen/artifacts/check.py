@@ -15,6 +15,7 @@ from ltxgen.artifacts.components import (
     COMPONENTS,
     TEXT_PROJECTIONS,
     TOKENIZER,
+    UPSCALERS,
     BuildOptions,
     ComponentSpec,
     artifact_of,
@@ -214,7 +215,7 @@ def _projection_inputs(checkpoint: ResolvedArtifact) -> int | None:
 def _upscaler_problems(artifacts: Mapping[str, ResolvedArtifact], components: Sequence[str]) -> list[Problem]:
     checkpoint = artifacts.get("checkpoint")
     problems = []
-    for name in ("spatial_upscaler", "temporal_upscaler"):
+    for name in UPSCALERS:
         upscaler = artifacts.get(name)
         if upscaler is None or checkpoint is None or name not in components:
             continue
@@ -228,8 +229,8 @@ def _upscaler_problems(artifacts: Mapping[str, ResolvedArtifact], components: Se
             message = f"upscales latents of {channels} channels, but the checkpoint's have {latents}"
             problems.append(Problem(upscaler.config_path, str(upscaler.path), message))
         if is_temporal != (name == "temporal_upscaler"):
-            kind = "temporal" if is_temporal else "spatial"
-            message = f"is a {kind} upscaler, but a {name.removesuffix('_upscaler')} one is wanted"
+            kind, wanted = ("temporal", "spatial") if is_temporal else ("spatial", "temporal")
+            message = f"is a {kind} upscaler, but a {wanted} one is wanted"
             problems.append(Problem(upscaler.config_path, str(upscaler.path), message))
     return problems
 

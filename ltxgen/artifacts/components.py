@@ -254,6 +254,7 @@ def _upscaler(config: Config, options: BuildOptions) -> nn.Module:
 
 TRANSFORMERS = ("transformer", "audio_transformer")
 """The components that predict latents: whole, or for sound alone."""
+UPSCALERS = ("spatial_upscaler", "spatial_upscaler_x1_5", "temporal_upscaler")
 TEXT_PROJECTIONS = ("text_projection", "audio_text_projection")
 
 TRANSFORMER_PREFIX = "model.diffusion_model."
@@ -347,8 +348,7 @@ COMPONENTS: Mapping[str, ComponentSpec] = {
         ),
         # The vocoder's own first stage is called `vocoder` too: only the outer prefix comes off.
         ComponentSpec("vocoder", "checkpoint", _vocoder, Prefixes((("vocoder.", ""),)), "vocoder"),
-        ComponentSpec("spatial_upscaler", "spatial_upscaler", _upscaler, Prefixes((("", ""),))),
-        ComponentSpec("temporal_upscaler", "temporal_upscaler", _upscaler, Prefixes((("", ""),))),
+        *(ComponentSpec(name, name, _upscaler, Prefixes((("", ""),))) for name in UPSCALERS),
     )
 }
 

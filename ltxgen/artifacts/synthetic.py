@@ -22,17 +22,21 @@ from ltxgen.config.errors import MISSING, Problem, did_you_mean
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
 # An architecture file holds one config per artifact, each shaped like that artifact's own: `checkpoint` the content of
-# the metadata `config`, upscalers theirs, `text_encoder` a config.json, `distilled_lora` {"rank": ...}.
+# the metadata `config`, upscalers theirs, `text_encoder` a config.json, `distilled_lora` {"rank": ...}. What it doesn't
+# say is as in the one that it is `like`; null: there is none.
 
 
 @cache
 def architecture(name: str) -> Mapping[str, Any]:
-    """A shipped architecture (`ltx23_22b`, `ltx23_tiny`). Raises ValueError for an unknown name."""
+    """A shipped architecture: `ltx23_22b`, `ltx2_19b`, `ltx23_tiny`, `ltx2_tiny`. ValueError for an unknown name."""
     path = ARCHITECTURES / f"{name}.json"
     known = sorted(file.stem for file in ARCHITECTURES.glob("*.json"))
     if name not in known:
         raise ValueError(f"must be one of {', '.join(known)}{did_you_mean(name, known)}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    configs = json.loads(path.read_text(encoding="utf-8"))
+    like = configs.pop("like", None)
+    configs = {**(architecture(like) if like else {}), **configs}
+    return {artifact: config for artifact, config in configs.items() if config is not None}
 
 
 def synthetic_artifact(spec: ArtifactSpec) -> ResolvedArtifact | Problem:

@@ -1,7 +1,8 @@
-"""The embedded model `ltx23_tiny`: a small, seeded checkpoint set that this project writes itself on first use.
+"""The embedded models `ltx23_tiny` and `ltx2_tiny`: small, seeded checkpoint sets that this project writes itself on
+first use.
 
-It has the official on-disk format in every part, so it goes through the same resolver, checks and loader as published
-files. Its weights are random: what it generates shows that everything works, and nothing else.
+They have the official on-disk format in every part, so they go through the same resolver, checks and loader as
+published files. Their weights are random: what they generate shows that everything works, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 
 from ltxgen.artifacts.artifact import ArtifactSpec, ResolvedArtifact
 from ltxgen.artifacts.cache_folder import cache_folder
-from ltxgen.artifacts.components import COMPONENTS, BuildOptions
+from ltxgen.artifacts.components import COMPONENTS, UPSCALERS, BuildOptions
 from ltxgen.artifacts.lora import linear_weights, synthetic_lora_shapes
 from ltxgen.artifacts.safetensors_file import write_safetensors
 from ltxgen.artifacts.seeded import seeded_tensor
@@ -29,27 +31,60 @@ from ltxgen.artifacts.synthetic import architecture
 from ltxgen.artifacts.tiny_tokenizer import write_tokenizer
 from ltxgen.config.errors import MISSING, Problem
 
-NAME = "ltx23_tiny"
 SEED = 23
 VERSION = 2  # raise it when anything here or in seeded.py changes what is written
-MODEL_VERSION = "2.3.0-tiny"
-
-FILES: Mapping[str, str] = {
-    "checkpoint": "ltx-2.3-tiny-dev.safetensors",
-    "distilled_lora": "ltx-2.3-tiny-distilled-lora-8.safetensors",
-    "ic_lora": "ltx-2.3-tiny-ic-lora-8.safetensors",
-    "spatial_upscaler": "ltx-2.3-tiny-spatial-upscaler-x2.safetensors",
-    "text_encoder": "gemma-3-tiny",
-}
-DISTILLED_CHECKPOINT = "ltx-2.3-tiny-distilled.safetensors"  # where the candidates for a checkpoint are distilled
 _LIST = "files.json"  # every file and its size, written last
 
-_README = f"""{NAME}: a checkpoint set of ltxgen with RANDOM weights
-{"=" * 53}
 
-These files were made on this computer by ltxgen (seed {SEED}). They have the on-disk format of LTX-2.3 and Gemma 3, at
-a tiny size, and they were never trained: pictures and sounds made with them are meaningless. They exist so that the
-whole program can be tried and tested without any download.
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """One set: the name of its architecture and folder, what its metadata say, and its files by artifact.
+
+    `distilled` is the checkpoint for those whose candidates are distilled.
+    """
+
+    name: str
+    generation: str
+    model_version: str
+    files: Mapping[str, str]
+    distilled: str
+
+
+LTX23_TINY = EmbeddedModel(
+    name="ltx23_tiny",
+    generation="LTX-2.3",
+    model_version="2.3.0-tiny",
+    files={
+        "checkpoint": "ltx-2.3-tiny-dev.safetensors",
+        "distilled_lora": "ltx-2.3-tiny-distilled-lora-8.safetensors",
+        "ic_lora": "ltx-2.3-tiny-ic-lora-8.safetensors",
+        "spatial_upscaler": "ltx-2.3-tiny-spatial-upscaler-x2.safetensors",
+        "spatial_upscaler_x1_5": "ltx-2.3-tiny-spatial-upscaler-x1.5.safetensors",
+        "temporal_upscaler": "ltx-2.3-tiny-temporal-upscaler-x2.safetensors",
+        "text_encoder": "gemma-3-tiny",
+    },
+    distilled="ltx-2.3-tiny-distilled.safetensors",
+)
+LTX2_TINY = EmbeddedModel(  # with the other one's text encoder, as published
+    name="ltx2_tiny",
+    generation="LTX-2",
+    model_version="2.0.0-tiny",
+    files={
+        "checkpoint": "ltx-2-tiny-dev.safetensors",
+        "distilled_lora": "ltx-2-tiny-distilled-lora-8.safetensors",
+        "spatial_upscaler": "ltx-2-tiny-spatial-upscaler-x2.safetensors",
+        "temporal_upscaler": "ltx-2-tiny-temporal-upscaler-x2.safetensors",
+    },
+    distilled="ltx-2-tiny-distilled.safetensors",
+)
+FILES = LTX23_TINY.files
+
+_README = """{name}: a checkpoint set of ltxgen with RANDOM weights
+{line}
+
+These files were made on this computer by ltxgen (seed {seed}). They have the on-disk format of {generation} and
+Gemma 3, at a tiny size, and they were never trained: pictures and sounds made with them are meaningless. They exist so
+that the whole program can be tried and tested without any download.
 
 ltxgen writes them again when this folder is deleted.
 """
@@ -61,11 +96,12 @@ class EmbeddedModelError(Exception):
 
 def embedded_artifact(spec: ArtifactSpec) -> ResolvedArtifact | Problem:
     """The embedded model's file for `spec`, written first if need be."""
-    if spec.name not in FILES:
-        message = f"the embedded model has no {spec.name}, only {', '.join(FILES)}; set a file"
+    model = LTX2_TINY if spec.generation == LTX2_TINY.generation else LTX23_TINY
+    if spec.name not in model.files:
+        message = f"the embedded model has no {spec.name}, only {', '.join(model.files)}; set a file"
         return Problem(spec.config_path, MISSING, message)
     try:
-        path = embedded_folder() / (DISTILLED_CHECKPOINT if spec.wants_distilled else FILES[spec.name])
+        path = embedded_folder(model) / (model.distilled if spec.wants_distilled else model.files[spec.name])
     except EmbeddedModelError as error:
         return Problem(f"artifacts.{spec.name}", MISSING, str(error))
     return ResolvedArtifact(
@@ -74,31 +110,31 @@ def embedded_artifact(spec: ArtifactSpec) -> ResolvedArtifact | Problem:
         place="embedded",
         reason="embedded tiny model, made by ltxgen; its weights are random",
         file=path.name,
-        generation="LTX-2.3",
+        generation=model.generation,
         config_path=spec.config_path,
     )
 
 
 def embedded_file(name: str) -> Path:
-    """Path of one artifact of the embedded model. Raises EmbeddedModelError."""
+    """Path of one artifact of `ltx23_tiny`. Raises EmbeddedModelError."""
     return embedded_folder() / FILES[name]
 
 
-def embedded_folder() -> Path:
+def embedded_folder(model: EmbeddedModel = LTX23_TINY) -> Path:
     """The embedded model's folder, complete; made on first use and again when a file of it is gone or cut short.
 
     Safe for concurrent processes: each builds aside, and the first to rename wins. Raises EmbeddedModelError when the
     cache folder can't be written.
     """
     parent = cache_folder()
-    final = parent / f"{NAME}-{_fingerprint()}"
+    final = parent / f"{model.name}-{_fingerprint(model)}"
     if _is_complete(final):
         return final
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=parent, prefix=f".{NAME}-"))
+        building = Path(tempfile.mkdtemp(dir=parent, prefix=f".{model.name}-"))
         try:
-            write_embedded_model(building)
+            write_embedded_model(building, model)
             _move_into_place(building, final)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -110,19 +146,26 @@ def embedded_folder() -> Path:
     return final
 
 
-def write_embedded_model(folder: Path) -> None:
+def write_embedded_model(folder: Path, model: EmbeddedModel = LTX23_TINY) -> None:
     """Write the whole set into an empty folder. Equal bytes every time on one machine and torch version."""
-    configs = architecture(NAME)
+    configs, said = architecture(model.name), {"model_version": model.model_version}
     checkpoint = _checkpoint_tensors(configs["checkpoint"], configs["text_encoder"])
-    lora = _lora_tensors(configs["checkpoint"], configs["distilled_lora"]["rank"])
-    _write_checkpoint(folder / FILES["checkpoint"], checkpoint, configs["checkpoint"])
-    _write_checkpoint(folder / DISTILLED_CHECKPOINT, _with_lora(checkpoint, lora), configs["checkpoint"])
-    _write_upscaler(folder / FILES["spatial_upscaler"], configs["spatial_upscaler"])
-    _write_lora(folder / FILES["distilled_lora"], lora, configs["distilled_lora"])
-    ic_lora = _lora_tensors(configs["checkpoint"], configs["ic_lora"]["rank"], SEED + 1)
-    _write_lora(folder / FILES["ic_lora"], ic_lora, configs["ic_lora"])
-    _write_text_encoder(folder / FILES["text_encoder"], configs["text_encoder"])
-    (folder / "README.md").write_text(_README, encoding="utf-8")
+    loras = {
+        "distilled_lora": _lora_tensors(configs["checkpoint"], configs["distilled_lora"]["rank"], SEED),
+        "ic_lora": _lora_tensors(configs["checkpoint"], configs["ic_lora"]["rank"], SEED + 1),
+    }
+    distilled = _with_lora(checkpoint, loras["distilled_lora"])
+    for name, tensors in ((model.files["checkpoint"], checkpoint), (model.distilled, distilled)):
+        _save(folder / name, tensors, {"config": json.dumps(configs["checkpoint"]), **said})
+    for name in model.files.keys() & loras.keys():
+        facts = {key: str(value) for key, value in configs[name].items() if key != "rank"}
+        _save(folder / model.files[name], loras[name], {**said, **facts})
+    for name in model.files.keys() & set(UPSCALERS):
+        _write_upscaler(folder / model.files[name], name, configs[name])
+    if "text_encoder" in model.files:
+        _write_text_encoder(folder / model.files["text_encoder"], configs["text_encoder"])
+    readme = _README.format(name=model.name, line="=" * 53, seed=SEED, generation=model.generation)
+    (folder / "README.md").write_text(readme, encoding="utf-8")
     (folder / _LIST).write_text(json.dumps(_sizes(folder), indent=1) + "\n", encoding="utf-8")
 
 
@@ -133,10 +176,6 @@ def _checkpoint_tensors(config: Mapping[str, Any], text_encoder: Mapping[str, An
         if spec.artifact == "checkpoint":
             tensors |= _component_tensors(spec.name, config, BuildOptions(num_text_states=num_states))
     return {key: _stored(key, _structured(key, tensor, config)) for key, tensor in tensors.items()}
-
-
-def _write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
-    _save(path, tensors, {"config": json.dumps(config), "model_version": MODEL_VERSION})
 
 
 def _with_lora(checkpoint: Mapping[str, torch.Tensor], lora: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -150,20 +189,16 @@ def _with_lora(checkpoint: Mapping[str, torch.Tensor], lora: Mapping[str, torch.
     return fused
 
 
-def _write_upscaler(path: Path, config: Mapping[str, Any]) -> None:
-    tensors = _component_tensors("spatial_upscaler", config, BuildOptions())
+def _write_upscaler(path: Path, name: str, config: Mapping[str, Any]) -> None:
+    tensors = _component_tensors(name, config, BuildOptions())
     _save(path, {key: _stored(key, tensor) for key, tensor in tensors.items()}, {"config": json.dumps(config)})
 
 
-def _lora_tensors(config: Mapping[str, Any], rank: int, seed: int = SEED) -> dict[str, torch.Tensor]:
+def _lora_tensors(config: Mapping[str, Any], rank: int, seed: int) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         transformer = COMPONENTS["transformer"].build(config, BuildOptions())
     shapes = synthetic_lora_shapes(linear_weights(transformer), rank)
     return {key: _stored(key, seeded_tensor(seed, key, shape)) for key, shape in shapes.items()}
-
-
-def _write_lora(path: Path, tensors: Mapping[str, torch.Tensor], lora: Mapping[str, Any]) -> None:
-    _save(path, tensors, {"model_version": MODEL_VERSION, **{key: str(lora[key]) for key in lora if key != "rank"}})
 
 
 def _write_text_encoder(folder: Path, config: Mapping[str, Any]) -> None:
@@ -255,14 +290,14 @@ def _is_complete(folder: Path) -> bool:
     return _sizes(folder) == listed
 
 
-def _fingerprint() -> str:
-    text = json.dumps([VERSION, SEED, architecture(NAME)], sort_keys=True)
+def _fingerprint(model: EmbeddedModel) -> str:
+    text = json.dumps([VERSION, SEED, architecture(model.name)], sort_keys=True)
     return f"v{VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _move_into_place(building: Path, final: Path) -> None:
     if final.exists() and not _is_complete(final):
-        broken = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{NAME}-broken-"))
+        broken = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}-broken-"))
         os.replace(final, broken)
         shutil.rmtree(broken, ignore_errors=True)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -150,6 +150,7 @@ class Artifacts:
     checkpoint: ArtifactChoice = ArtifactChoice()
     distilled_lora: ArtifactChoice = ArtifactChoice()
     spatial_upscaler: ArtifactChoice = ArtifactChoice()
+    spatial_upscaler_x1_5: ArtifactChoice = ArtifactChoice()
     temporal_upscaler: ArtifactChoice = ArtifactChoice()
     text_encoder: ArtifactChoice = ArtifactChoice()
     ic_lora: ArtifactChoice = ArtifactChoice()
@@ -268,15 +269,29 @@ def parse_recipe(config: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+_FOR_OTHERS = ("upsample", "condition_images")
+"""Kinds of stages that are of use only to a stage that reads them."""
+
+
 def _without_left_out(stages: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The stages that are not null. An upscaler whose reader is left out is left out with it."""
+    """The stages that are not null. What only served one that is left out is left out with it."""
     kept = {name: stage for name, stage in stages.items() if stage is not None}
-    if len(kept) == len(stages):
-        return kept
-    mappings = {name: stage for name, stage in kept.items() if isinstance(stage, Mapping)}
-    read = {stage.get("video") for stage in mappings.values()}
-    upscalers = {name for name, stage in mappings.items() if stage.get("kind") == "upsample"}
-    return {name: stage for name, stage in kept.items() if name not in upscalers or f"{name}.video" in read}
+    while len(kept) < len(stages):
+        stages, mentioned = kept, set(_strings(list(kept.values())))
+        unread = {name for name in kept if not any(text.startswith(f"{name}.") for text in mentioned)}
+        served = {
+            name for name, stage in kept.items() if isinstance(stage, Mapping) and stage.get("kind") in _FOR_OTHERS
+        }
+        kept = {name: stage for name, stage in kept.items() if name not in unread & served}
+    return kept
+
+
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, Mapping | list | tuple):
+        for value in node.values() if isinstance(node, Mapping) else node:
+            yield from _strings(value)
 
 
 def _frame_problems(num_frames: int) -> list[Problem]:

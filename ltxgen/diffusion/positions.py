@@ -22,7 +22,7 @@ def video_positions(grid: VideoGrid, fps: float | Fraction, dtype: torch.dtype =
     return _in_space(grid, _causal_bounds(grid.frames, grid.time_factor), fps).to(dtype)
 
 
-def keyframe_positions(grid: VideoGrid, fps: float | Fraction, frame: int, span_frames: int) -> Tensor:
+def keyframe_positions(grid: VideoGrid, fps: float | Fraction, frame: float, span_frames: int) -> Tensor:
     """Bounds of the tokens of one picture at pixel frame `frame`, (1, 3, T, 2) fp32, for a `grid` of one latent frame.
 
     It claims `span_frames` frames; at frame 0 one, as the first latent frame of a video does.

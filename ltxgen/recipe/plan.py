@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, Files, ResolvedArtifact
-from ltxgen.artifacts.catalog import LTX23_SPECS, candidate
+from ltxgen.artifacts.catalog import SPECS, candidate
 from ltxgen.artifacts.check import CheckResult, check_artifacts
 from ltxgen.artifacts.components import BuildOptions, artifact_of
 from ltxgen.artifacts.resolver import Places, resolve_all
@@ -268,7 +268,7 @@ def artifact_specs(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[Artifac
 def _spec(recipe: Recipe, name: str) -> ArtifactSpec:
     owner, _, lora = name.partition(".")
     choice: ArtifactChoice = recipe.artifacts.loras[lora] if owner == "loras" else getattr(recipe.artifacts, name)
-    published = LTX23_SPECS.get(name)
+    published = SPECS[recipe.model.generation].get(name)
     return ArtifactSpec(
         name=name,
         candidates=tuple(_candidate(text) for text in choice.candidates),

@@ -28,7 +28,8 @@ from ltxgen.stage.protocol import PartRequest, RunContext, Setting
 @register("stage", "condition_images")
 @dataclass(frozen=True)
 class ConditionImagesConfig:
-    """`request.images` at `scale` of the request's height and width, made to fit by `fit`.
+    """`request.images` at `scale` of the request's height and width, made to fit by `fit`, for a stage that makes
+    `rate` of the frames.
 
     A picture at frame 0 replaces the first latent frame and others are keyframes; with `keyframes: all` so is that one.
     `crf` is that of pictures that don't say theirs.
@@ -38,6 +39,7 @@ class ConditionImagesConfig:
 
     crf: Crf
     scale: PositiveFraction = Fraction(1)
+    rate: PositiveFraction = Fraction(1)
     keyframes: Literal["later", "all"] = "later"
     fit: Fit = "cover"
 
@@ -113,8 +115,10 @@ class ConditionImages:
         mask = 1 - image.strength
         if not self._is_appended(image):
             return GivenTokens(tokens, start=0, mask=mask)
-        request, span = self.setting.request, self.setting.numerics.keyframe_span_frames
-        positions = keyframe_positions(self.grid, request.fps, self._frame(image), span)
+        rate, span = self.config.rate, self.setting.numerics.keyframe_span_frames
+        # A frame that the stage doesn't make stands between two that it does.
+        frame = float(self._frame(image) * rate)
+        positions = keyframe_positions(self.grid, self.setting.request.fps * rate, frame, span)
         return AppendedTokens(tokens, positions, mask)
 
     def _is_appended(self, image: ImageCondition) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ltxgen.config.errors import MISSING, Problem
+from ltxgen.diffusion.grids import VideoGrid
 from ltxgen.media.pixels import to_uint8
 from ltxgen.models.fusing import why_not_fused
 from ltxgen.models.video_vae import (
@@ -95,6 +96,8 @@ class DecodeVideo:
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         self.size = shapes.get(self.source)
+        if self.size is not None:
+            shapes[self.writes[0]] = VideoGrid(*self.size).num_frames
         where = f"stages.{self.name}"
         problems = []
         try:

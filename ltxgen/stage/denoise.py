@@ -52,11 +52,11 @@ class DenoiseConfig:
     """A schedule, a sampler, a guidance, a reuse of earlier steps, LoRAs, and where to start from.
 
     `steps` are for a schedule of any number of them; `sigmas`, the noise levels themselves, take the schedule's place.
-    `scale` is the part of the request's height and width; `video` and `audio` name latents to noise again, null starts
-    from noise. `conditions` names what is known beforehand, in the order in which it applies; of references among it,
-    `reference_attention` is how much they are attended to. `modalities` may be sound alone: the video half of the
-    transformer is then not even loaded. Every `checkpoint_every` steps, if that is set, it is kept how far the stage
-    is: an interrupted run goes on from there.
+    `scale` is the part of the request's height and width, `rate` that of its frames per second: 1/2 makes every other
+    frame. `video` and `audio` name latents to noise again, null starts from noise. `conditions` names what is known
+    beforehand, in the order in which it applies; of references among it, `reference_attention` is how much they are
+    attended to. `modalities` may be sound alone: the video half of the transformer is then not even loaded. Every
+    `checkpoint_every` steps, if that is set, it is kept how far the stage is: an interrupted run goes on from there.
     """
 
     request_fields: ClassVar = ("height", "width", "num_frames", "fps")
@@ -65,6 +65,7 @@ class DenoiseConfig:
     guidance: Annotated[Any, Kind("guidance")]
     context: str
     scale: PositiveFraction = Fraction(1)
+    rate: PositiveFraction = Fraction(1)
     schedule: Annotated[Any, Kind("schedule")] = field(default_factory=Ltx2Config)
     reuse: Annotated[Any, Kind("reuse")] = field(default_factory=NoneConfig)
     steps: Steps | None = None
@@ -143,7 +144,8 @@ class Denoise:
     @property
     def video_grid(self) -> VideoGrid:
         request, scale = self.setting.request, self.config.scale
-        return VideoGrid.from_pixels(request.num_frames, int(request.height * scale), int(request.width * scale))
+        num_frames = int((request.num_frames - 1) * self.config.rate) + 1
+        return VideoGrid.from_pixels(num_frames, int(request.height * scale), int(request.width * scale))
 
     @property
     def audio_grid(self) -> AudioGrid:
@@ -156,6 +158,8 @@ class Denoise:
         request = self.setting.request
         if request.height % self.size_multiple or request.width % self.size_multiple:
             return problems  # the plan says so, once for all stages
+        if wrong := self._rate_problems():
+            return problems + wrong
         problems += self._schedule_problems()
         if self.has_video:
             problems += self._video_problems(shapes)
@@ -175,7 +179,7 @@ class Denoise:
             return []
         message = (
             f"holds {_by(given)} latents (frames x height x width), and at scale {self.config.scale} this stage "
-            f"works on {_by(wanted)}; match its scale to the upscaler"
+            f"works on {_by(wanted)}; match its scale and rate to the upscaler"
         )
         return [Problem(f"stages.{self.name}.video", self.config.video, message)]
 
@@ -205,7 +209,7 @@ class Denoise:
 
     @property
     def work(self) -> Work | None:
-        if self._step_problems() or self._schedule_problems():
+        if self._rate_problems() or self._step_problems() or self._schedule_problems():
             return None
         evaluated = self.config.reuse.evaluated(self.guidance_ranges)
         steps = tuple(
@@ -306,13 +310,24 @@ class Denoise:
             return noised
 
         def start_video() -> LatentState:
-            positions = video_positions(
-                self.video_grid, self.setting.request.fps, numerics.video_position_dtype or dtype
-            )
+            fps = self.setting.request.fps * self.config.rate
+            positions = video_positions(self.video_grid, fps, numerics.video_position_dtype or dtype)
             return start("video", self.video_grid, self.config.video, positions)
 
         video = start_video() if self.has_video else None
         return Pair(video, start("audio", self.audio_grid, self.config.audio, audio_positions(self.audio_grid)))
+
+    def _rate_problems(self) -> list[Problem]:
+        """Frames of which so many a second are no whole latents."""
+        num_frames, step = self.setting.request.num_frames, (VideoGrid.time_factor / self.config.rate).numerator
+        if not self.has_video or (num_frames - 1) % step == 0:
+            return []
+        below = (num_frames - 1) // step * step + 1
+        message = (
+            f"must be {step}k + 1, since stage {self.name} makes {self.config.rate} of the frames; the nearest are "
+            f"{below} and {below + step}"
+        )
+        return [Problem("request.num_frames", num_frames, message)]
 
     def _step_problems(self) -> list[Problem]:
         """Of what says how many steps there are."""

@@ -20,12 +20,12 @@ ACTIVATION_COPIES = 5
 @register("stage", "upsample")
 @dataclass(frozen=True)
 class UpsampleConfig:
-    """Which upscaler enlarges which video latent."""
+    """Which upscaler enlarges which video latent: twice or one and a half times the sides, or twice the frame rate."""
 
     request_fields: ClassVar = ()
 
     video: str
-    upscaler: Literal["spatial_upscaler", "temporal_upscaler"] = "spatial_upscaler"
+    upscaler: Literal["spatial_upscaler", "spatial_upscaler_x1_5", "temporal_upscaler"] = "spatial_upscaler"
 
     def build(self, name: str, setting: Setting) -> Upsample:
         return Upsample(self, name, setting)

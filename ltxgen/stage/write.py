@@ -62,7 +62,14 @@ class Write:
         if missing:
             what = f"this PyAV has no encoder for {', '.join(missing)}; reinstall it from PyPI (`pip install av`)"
             return [Problem(f"stages.{self.name}", MISSING, what)]
-        return []
+        wanted, given = self.request.num_frames, shapes.get(self.config.frames, self.request.num_frames)
+        if given == wanted:
+            return []
+        message = (
+            f"holds {given} frames and the request asks for {wanted}: have a temporal upscaler's latent decoded, or "
+            "set the `rate` of the stage that makes it to 1"
+        )
+        return [Problem(f"stages.{self.name}.frames", self.config.frames, message)]
 
     def describe(self) -> dict[str, Any]:
         return {"files": ["video.mp4", "contact_sheet.png"]}

@@ -21,7 +21,7 @@ from ltxgen.artifacts.tiny import FILES, write_embedded_model
 from ltxgen.artifacts.tokenizer import load_tokenizer
 from ltxgen.config.errors import Refusal
 
-ALL = [name for name in COMPONENT_NAMES if name != "temporal_upscaler"]
+ALL = list(COMPONENT_NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ PUBLISHED = {
     "audio_decoder": (56 + 2, 31_915_138 + 256),
     "vocoder": (667 + 557 + 3, 115_077_648 + 13_464_600 + 542_784),
     "spatial_upscaler": (72, 497_867_904),
+    "spatial_upscaler_x1_5": (73, 545_058_969),
     "temporal_upscaler": (72, 130_968_192),
 }
 # What recipes of sound alone load of two of them.
@@ -107,6 +108,6 @@ def test_longest_module_prefix_decides_the_file_key():
 
 
 def test_every_component_has_an_artifact():
-    assert len(COMPONENT_NAMES) == 16
+    assert len(COMPONENT_NAMES) == 17
     assert artifact_of("tokenizer") == "text_encoder"
     assert artifact_of("vocoder") == "checkpoint"

@@ -109,7 +109,7 @@ def artifact(tiny_set, name: str) -> ResolvedArtifact:
     )
 
 
-@pytest.mark.parametrize("name", [name for name in COMPONENTS if name != "temporal_upscaler"])
+@pytest.mark.parametrize("name", COMPONENTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_components_are_those_of_plain_reads(tiny_set, ahead, monkeypatch, name: str, dtype: torch.dtype):
     whole = artifact(tiny_set, artifact_of(name))

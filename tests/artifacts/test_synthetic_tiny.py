@@ -20,7 +20,7 @@ from ltxgen.artifacts.safetensors_file import read_header
 from ltxgen.artifacts.seeded import seeded_tensor
 from ltxgen.artifacts.source import weight_files
 from ltxgen.artifacts.synthetic import SyntheticSource, architecture, synthetic_artifact
-from ltxgen.artifacts.tiny import FILES, embedded_artifact, embedded_folder, write_embedded_model
+from ltxgen.artifacts.tiny import FILES, EmbeddedModel, embedded_artifact, embedded_folder, write_embedded_model
 from ltxgen.artifacts.tokenizer import load_tokenizer
 from ltxgen.config.errors import Problem
 
@@ -36,7 +36,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: Path) -> Path:
     """An empty cache folder in which building copies what was built once."""
     monkeypatch.setenv("LTXGEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tiny, "write_embedded_model", lambda folder: shutil.copytree(built, folder, dirs_exist_ok=True))
+    monkeypatch.setattr(
+        tiny, "write_embedded_model", lambda folder, model: shutil.copytree(built, folder, dirs_exist_ok=True)
+    )
     return tmp_path / "cache"
 
 
@@ -157,7 +159,7 @@ def test_architecture_of_the_22b_model():
     assert configs["distilled_lora"] == {"rank": 384}
     text = configs["text_encoder"]["text_config"]
     assert text["hidden_size"] * (text["num_hidden_layers"] + 1) == 188160
-    with pytest.raises(ValueError, match=r"ltx23_22b, ltx23_tiny; did you mean 'ltx23_tiny'\?"):
+    with pytest.raises(ValueError, match=r"ltx23_22b, ltx23_tiny, ltx2_19b, ltx2_tiny; did you mean 'ltx23_tiny'\?"):
         architecture("ltx23_tny")
 
 
@@ -216,7 +218,7 @@ def test_tokenizer_has_gemma_s_special_ids_and_reads_any_text(built: Path):
 def test_made_once_then_found(cache: Path, monkeypatch: pytest.MonkeyPatch):
     folder = embedded_folder()
     assert folder.parent == cache
-    monkeypatch.setattr(tiny, "write_embedded_model", lambda folder: pytest.fail("built again"))
+    monkeypatch.setattr(tiny, "write_embedded_model", lambda *_: pytest.fail("built again"))
     assert embedded_folder() == folder
     artifact = embedded_artifact(ArtifactSpec("checkpoint", source="embedded"))
     assert artifact.path == folder / FILES["checkpoint"]
@@ -235,7 +237,7 @@ def test_a_damaged_folder_is_made_again(cache: Path):
 
 
 def test_a_build_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(folder: Path) -> None:
+    def full(folder: Path, model: EmbeddedModel) -> None:
         (folder / "half").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -250,7 +252,7 @@ def test_a_build_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest.Monk
 def _make(cache: str, source: str, barrier, results) -> None:
     os.environ["LTXGEN_CACHE"] = cache
 
-    def slow(folder: Path) -> None:
+    def slow(folder: Path, model: EmbeddedModel) -> None:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         barrier.wait(30)  # all have built before the first moves
 
@@ -275,9 +277,9 @@ def test_concurrent_processes_agree(tmp_path: Path, built: Path):
 
 
 def test_what_the_embedded_model_lacks(cache: Path):
-    problem = embedded_artifact(ArtifactSpec("temporal_upscaler", source="embedded"))
+    problem = embedded_artifact(ArtifactSpec("diffusion_decoder", source="embedded"))
     assert isinstance(problem, Problem)
-    assert "has no temporal_upscaler" in problem.message
+    assert "has no diffusion_decoder" in problem.message
 
 
 def test_cache_folder_by_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

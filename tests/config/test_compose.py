@@ -203,7 +203,7 @@ def test_in_a_sweep_commas_separate():
         ("stages.bas.steps=1", "stages.bas.steps = 1: is not a known key; did you mean 'stages.base.steps'?"),
         (
             "model=ltx23_tinny",
-            "model = ltx23_tinny: no such choice; there are ltx23, ltx23_tiny; did you mean",
+            "model = ltx23_tinny: no such choice; there are ltx2, ltx23, ltx23_tiny, ltx2_tiny; did you mean",
         ),
         ("request=5", "request = 5: no such choice; there are default, demo"),
         ("request.seed=1,2", "request.seed = 1,2: several values are a sweep: add -m"),

@@ -3,20 +3,23 @@
 Run by hand, as official.py, whose checkpoint set it takes.
 
     python tests/golden/official_conditions.py images SET OUT --numerics current --image a.png 0 1.0 [33] --image ...
+    python tests/golden/official_conditions.py hq|distilled|one_stage SET OUT --numerics current --image ...
     python tests/golden/official_conditions.py keyframes SET OUT --numerics current --image a.png 0 1.0 ...
     python tests/golden/official_conditions.py lora SET LORA.safetensors [--factor 2]
     python tests/golden/official_conditions.py ic_lora SET OUT --numerics current --lora LORA.safetensors
            --reference clip.mp4 1.0 [--lora-strength 1.0 --attention 0.5 --mask mask.mp4 --one-stage --image ...]
     python tests/golden/official.py compare OUT OTHER
 
-`lora` writes the set's LoRA once more as an IC-LoRA that was trained with references so many times smaller; the set's
-checkpoint stands for the distilled one. `--numerics current` is the installed code with the later official choices
-patched in: what official.py patches, keyframes that claim one frame, and conditions that the noiser alone brings in.
+`images` is the two-stage pipeline. `lora` writes the set's LoRA once more as an IC-LoRA that was trained with
+references so many times smaller; the set's checkpoint stands for the distilled one. `--numerics current` is the
+installed code with the later official choices patched in: what official.py patches, keyframes that claim one frame, and
+conditions that the noiser alone brings in.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -58,9 +61,9 @@ def patched(pipeline: ModuleType, recorder: Recorder, numerics: str, positions: 
         return video, audio
 
     def loop(original: Callable, denoise_fn: Callable, sigmas: torch.Tensor, **kwargs: object) -> object:
-        def denoise(*args: object) -> object:
+        def denoise(*args: object, **kwargs: object) -> object:
             recorder.forward = 0
-            video, audio = denoise_fn(*args)
+            video, audio = denoise_fn(*args, **kwargs)
             recorder.put_pair(f"{recorder.stage}.call{recorder.call:03d}.x0", "", video, audio)
             recorder.call += 1
             return video, audio
@@ -68,6 +71,9 @@ def patched(pipeline: ModuleType, recorder: Recorder, numerics: str, positions: 
         recorder.put(f"{recorder.stage}.sigmas", sigmas)
         recorder.call = 0
         return original(denoise_fn=denoise, sigmas=sigmas, **kwargs)
+
+    def res2s(original: Callable, **kwargs: object) -> object:
+        return loop(functools.partial(original, model_dtype=torch.float32), **kwargs)
 
     def stage(original: Callable, **kwargs: object) -> object:
         video, audio = original(**kwargs)
@@ -86,7 +92,7 @@ def patched(pipeline: ModuleType, recorder: Recorder, numerics: str, positions: 
         return spectrogram
 
     def decode_audio(original: Callable, latent: torch.Tensor, *args: object) -> object:
-        takes_base = numerics == "current" and pipeline.__name__.endswith("ti2vid_two_stages")
+        takes_base = numerics == "current" and "ti2vid_two_stages" in pipeline.__name__
         return original(recorder.tensors["base.final.audio"] if takes_base else latent, *args)
 
     def initial_state(original: Callable, *args: object, **kwargs: object) -> object:
@@ -118,6 +124,7 @@ def patched(pipeline: ModuleType, recorder: Recorder, numerics: str, positions: 
     patches = [
         (pipeline, "encode_prompts", encode),
         (pipeline, "euler_denoising_loop", loop),
+        (pipeline, "res2s_audio_video_denoising_loop", res2s),
         (pipeline, "denoise_audio_video", stage),
         (pipeline, "upsample_video", upsample),
         (pipeline, "vae_decode_audio", decode_audio),
@@ -137,7 +144,8 @@ def patched(pipeline: ModuleType, recorder: Recorder, numerics: str, positions: 
         ]
     with contextlib.ExitStack() as stack:
         for owner, name, wrapper in patches:
-            stack.enter_context(wrap(owner, name, wrapper))
+            if hasattr(owner, name):
+                stack.enter_context(wrap(owner, name, wrapper))
         for owner in (pipeline, fuse_loras):
             stack.enter_context(mock.patch.object(owner, "torch", Float32Torch()))
         stack.enter_context(mock.patch.object(pipeline, "GaussianNoiser", recording_noiser(recorder, numerics)))
@@ -165,7 +173,6 @@ def common(args: argparse.Namespace) -> dict[str, object]:
 
 def guided(module: ModuleType, name: str, args: argparse.Namespace) -> object:
     from ltx_core.loader import LTXV_LORA_COMFY_RENAMING_MAP, LoraPathStrengthAndSDOps
-    from ltx_pipelines.utils.constants import detect_params
 
     checkpoint = str(args.set / "checkpoint.safetensors")
     lora = str(args.set / "distilled_lora.safetensors")
@@ -177,12 +184,17 @@ def guided(module: ModuleType, name: str, args: argparse.Namespace) -> object:
         loras=[],
         device=torch.device("cpu"),
     )
-    params = detect_params(checkpoint)
-    guiders = {
+    return pipeline(negative_prompt=args.negative, num_inference_steps=args.steps, **common(args), **guiders(args))
+
+
+def guiders(args: argparse.Namespace) -> dict[str, object]:
+    from ltx_pipelines.utils.constants import detect_params
+
+    params = detect_params(str(args.set / "checkpoint.safetensors"))
+    return {
         f"{modality}_guider_params": dataclasses.replace(guider, stg_blocks=[args.stg_block])
         for modality, guider in (("video", params.video_guider_params), ("audio", params.audio_guider_params))
     }
-    return pipeline(negative_prompt=args.negative, num_inference_steps=args.steps, **common(args), **guiders)
 
 
 def images(args: argparse.Namespace) -> tuple[ModuleType, Callable[[], object]]:
@@ -195,6 +207,64 @@ def keyframes(args: argparse.Namespace) -> tuple[ModuleType, Callable[[], object
     import ltx_pipelines.keyframe_interpolation as official
 
     return official, lambda: guided(official, "KeyframeInterpolationPipeline", args)
+
+
+def hq(args: argparse.Namespace) -> tuple[ModuleType, Callable[[], object]]:
+    import ltx_pipelines.ti2vid_two_stages_hq as official
+    from ltx_core.loader import LTXV_LORA_COMFY_RENAMING_MAP, LoraPathStrengthAndSDOps
+    from ltx_pipelines.utils.constants import LTX_2_3_HQ_PARAMS
+
+    def call() -> object:
+        lora = str(args.set / "distilled_lora.safetensors")
+        pipeline = official.TI2VidTwoStagesHQPipeline(
+            checkpoint_path=str(args.set / "checkpoint.safetensors"),
+            distilled_lora=[LoraPathStrengthAndSDOps(lora, 1.0, LTXV_LORA_COMFY_RENAMING_MAP)],
+            distilled_lora_strength_stage_1=0.25,
+            distilled_lora_strength_stage_2=0.5,
+            spatial_upsampler_path=str(args.set / "spatial_upscaler.safetensors"),
+            gemma_root=str(args.set / "gemma"),
+            loras=[],
+            device=torch.device("cpu"),
+        )
+        return pipeline(
+            negative_prompt=args.negative,
+            num_inference_steps=args.steps,
+            video_guider_params=LTX_2_3_HQ_PARAMS.video_guider_params,
+            audio_guider_params=LTX_2_3_HQ_PARAMS.audio_guider_params,
+            **common(args),
+        )
+
+    return official, call
+
+
+def distilled(args: argparse.Namespace) -> tuple[ModuleType, Callable[[], object]]:
+    import ltx_pipelines.distilled as official
+
+    def call() -> object:
+        pipeline = official.DistilledPipeline(
+            distilled_checkpoint_path=str(args.set / "checkpoint.safetensors"),
+            spatial_upsampler_path=str(args.set / "spatial_upscaler.safetensors"),
+            gemma_root=str(args.set / "gemma"),
+            loras=[],
+            device=torch.device("cpu"),
+        )
+        return pipeline(**common(args))
+
+    return official, call
+
+
+def one_stage(args: argparse.Namespace) -> tuple[ModuleType, Callable[[], object]]:
+    import ltx_pipelines.ti2vid_one_stage as official
+
+    def call() -> object:
+        checkpoint = str(args.set / "checkpoint.safetensors")
+        pipeline = official.TI2VidOneStagePipeline(
+            checkpoint_path=checkpoint, gemma_root=str(args.set / "gemma"), loras=[], device=torch.device("cpu")
+        )
+        asked = {name: value for name, value in common(args).items() if name != "tiling_config"}
+        return pipeline(negative_prompt=args.negative, num_inference_steps=args.steps, **asked, **guiders(args))
+
+    return official, call
 
 
 def ic_lora(args: argparse.Namespace) -> tuple[ModuleType, Callable[[], object]]:
@@ -251,7 +321,7 @@ def lora(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for pipeline in (images, keyframes, ic_lora):
+    for pipeline in (images, keyframes, hq, distilled, one_stage, ic_lora):
         sub = commands.add_parser(pipeline.__name__)
         sub.add_argument("set", type=Path)
         sub.add_argument("out", type=Path)

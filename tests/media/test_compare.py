@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from ltxgen.config.errors import Refusal
 from ltxgen.media import Mp4Writer, compare_audio, compare_frames, compare_runs, compare_tensors
+from ltxgen.media.sound import Sound, write_wav
 
 
 def noisy_pair(num_frames: int = 2, height: int = 16, width: int = 19) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,6 +135,22 @@ def test_runs_with_videos(tmp_path):
     assert any("latents" in line for line in result.left_out)
 
 
+def test_runs_of_sound_alone(tmp_path):
+    wave = torch.sin(torch.arange(9600) / 30).expand(1, 2, -1) * 0.5
+    for name, sound, rate in (("a", wave, 24_000), ("b", wave * 0.9, 24_000), ("c", wave, 48_000)):
+        (tmp_path / name).mkdir()
+        write_wav(tmp_path / name / "sound.wav", Sound(sound, rate))
+    result = compare_runs(tmp_path / "b", tmp_path / "a" / "sound.wav")
+    assert (result.sources, result.frames) == ("sounds", None)
+    assert result.audio.relative_l2 == pytest.approx(0.1, abs=1e-3)
+    assert compare_runs(tmp_path / "a", tmp_path / "a").audio.relative_l2 == 0
+    with pytest.raises(Refusal, match=r"compare.audio.sample_rate = 24000 and 48000"):
+        compare_runs(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "c" / "sound.wav").write_bytes(b"no sound")
+    with pytest.raises(Refusal, match=r"compare.b = .*sound.wav: can't be read"):
+        compare_runs(tmp_path / "a", tmp_path / "c")
+
+
 def test_runs_that_differ_in_kind_are_refused(tmp_path):
     for name, options in {
         "a": {},
@@ -171,5 +188,5 @@ def test_files_that_are_missing_or_broken_are_refused(tmp_path):
     save_file({"frames": torch.zeros(3)}, tmp_path / "longer.safetensors")
     with pytest.raises(Refusal, match=r"compare.frames: shapes differ: \[2\] and \[3\]"):
         compare_runs(tmp_path / "good.safetensors", tmp_path / "longer.safetensors")
-    with pytest.raises(Refusal, match="tensor file"):
+    with pytest.raises(Refusal, match=r"is a \.safetensors file"):
         compare_runs(tmp_path / "good.safetensors", tmp_path / "good.mp4")

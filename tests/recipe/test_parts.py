@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from ltxgen.artifacts.artifact import ArtifactSpec
-from ltxgen.artifacts.components import COMPONENTS, BuildOptions
+from ltxgen.artifacts.components import COMPONENTS, UPSCALERS, BuildOptions
 from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.stage.protocol import PartRequest
 
-NAMES = ("checkpoint", "distilled_lora", "spatial_upscaler", "text_encoder")
+NAMES = ("checkpoint", "distilled_lora", *UPSCALERS, "text_encoder")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def assert_it_dies(parts: ArtifactParts, name: str) -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize("name", [name for name in COMPONENTS if name != "temporal_upscaler"])
+@pytest.mark.parametrize("name", COMPONENTS)
 def test_a_component_dies_with_its_last_reference(parts: ArtifactParts, name: str):
     assert_it_dies(parts, name)
 
