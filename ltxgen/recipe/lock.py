@@ -33,6 +33,8 @@ def recipe_text(
     # A rerun gets a folder of its own and asks its machine's cache; the rest is what this run was.
     kept = {key: value for key, value in composed.items() if key not in ("hydra", "cache")}
     locked = {
+        # The choice that this is laid over has keys of its own, and values alone take none away.
+        "defaults": [{"override /attention": kept["attention"]["kind"]}, "_self_"],
         **_literal(kept),
         "request": _literal(with_paths(kept["request"], _beside(folder))),
         "artifacts": _literal(_pinned(kept["artifacts"], artifacts)),

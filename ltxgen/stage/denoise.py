@@ -370,7 +370,7 @@ class Denoiser:
         context: RunContext,
     ) -> None:
         self.name = stage.name
-        self.video_grid = stage.video_grid
+        self.video_grid = stage.grids.video
         self.device = stage.setting.device
         self.numerics = stage.setting.numerics
         self.guidance = stage.guidance
