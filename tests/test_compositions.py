@@ -95,4 +95,3 @@ def test_a_run_comes_again_from_its_file_and_the_cache(number: int, runs, run_lt
     assert pictures
     for name in pictures:
         assert (again / name).read_bytes() == (first / name).read_bytes()
-
