@@ -1,4 +1,4 @@
-"""Every recipe with every layout, policy, precision and backend: planned, or refused with a reason, as the page says."""
+"""Every recipe with every layout, policy and backend: planned, or refused with a reason, as the page says."""
 
 from __future__ import annotations
 

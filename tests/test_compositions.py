@@ -1,4 +1,4 @@
-"""Every recipe, run small: with weights that wait elsewhere and by other backends, again from its file and the cache."""
+"""Every recipe, run small: with weights elsewhere and by other backends, and again from its file and the cache."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def read_recipe(path: Path) -> tuple[DictConfig, str]:
     """A recipe's content and the package that its header names.
 
     `Refusal` when it is no mapping in YAML, when it would configure Hydra, which builds callbacks and loggers from any
-    `_target_`, and when it would read this machine's environment: a recipe from a stranger must not run code or tell on.
+    `_target_`, and when it would read the environment: a recipe from a stranger runs no code and learns no secrets.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -135,8 +135,9 @@ def read_recipe(path: Path) -> tuple[DictConfig, str]:
     defaults = OmegaConf.to_container(content, resolve=False).get("defaults") or ()  # type: ignore[union-attr]
     if any("hydra" in text for text in (package, *map(str, content), *map(str, defaults))):
         raise Refusal([Problem("recipe", str(path), "sets `hydra`, which only the command line may; remove it")])
-    if found := next(filter(None, map(_REFERENCE.search, _texts(OmegaConf.to_container(content, resolve=False)))), None):
-        message = f"holds {found[0]!r}: only references to other keys and ${{now:...}} may stand in a recipe"
+    texts = _texts(OmegaConf.to_container(content, resolve=False))
+    if resolved := next(filter(None, map(_REFERENCE.search, texts)), None):
+        message = f"holds {resolved[0]!r}: only references to other keys and ${{now:...}} may stand in a recipe"
         raise Refusal([Problem("recipe", str(path), message)])
     return content, package
 

@@ -28,7 +28,7 @@ def beside(folder: Path) -> Callable[[str], str]:
 
 
 def check_size(content: Any) -> None:
-    """Refuse YAML whose anchors stand for more values than memory holds: `&a [*b, *b]`, and so on. Raises ValueError."""
+    """ValueError for YAML whose anchors stand for more values than memory holds: `&a [*b, *b]`, and so on."""
     sizes: dict[int, int] = {}
 
     def size_of(node: Any) -> int:

@@ -122,9 +122,18 @@ def _wrong_field(key: str, value: Any) -> str | None:
         return "which only the command line may"
     if name == "output.dir" or (name == "output" and isinstance(value, Mapping)):
         return "which only the command line may: a sweep has one folder"
+    if not _has_plain_keys(value):
+        return "to a mapping whose keys are no names of fields"
     if isinstance(value, _Cell) and not _is_text(key) and "${" in value:
         return f"to {str(value)!r}: values stand as they are, and this would be read as a reference"
     return None
+
+
+def _has_plain_keys(value: Any) -> bool:
+    """Whether all keys in a value, which Hydra's grammar doesn't let one quote, are names."""
+    if isinstance(value, Mapping):
+        return all(re.fullmatch(r"\w+", str(key)) and _has_plain_keys(item) for key, item in value.items())
+    return not isinstance(value, list) or all(map(_has_plain_keys, value))
 
 
 def _product(rows: Sequence[Row]) -> Iterator[Row]:
@@ -155,6 +164,8 @@ def _in_grammar(key: str, value: Any) -> str:
         return "{" + ",".join(f"{name}:{_in_grammar(str(name), item)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(_in_grammar(key, item) for item in value) + "]"
+    if not _has_plain_keys(value):
+        return "to a mapping whose keys are no names of fields"
     if isinstance(value, _Cell) and not _is_text(key):
         return str(value)
     if isinstance(value, str) and (_is_text(key) or not _PLAIN.fullmatch(value) or _WORDS.fullmatch(value)):

@@ -1,7 +1,7 @@
 """Values kept as files by key: written whole, checked when read, the least recently used dropped first.
 
-One safetensors file a key, a SHA-256. Several processes may use a folder at once: files appear by renaming, two writers of one key
-write the same, and a file that is dropped while it is read stays readable.
+One safetensors file a key, a SHA-256; other files are left alone. Several processes may use a folder at once: files
+appear by renaming, two writers of one key write the same, and a file that is dropped while it is read stays readable.
 """
 
 from __future__ import annotations

@@ -77,7 +77,9 @@ class Peer:
                 dtype=torch.float32,
                 config=SimpleNamespace(scaling_factor=1.0),
             ),
-            audio_vae=SimpleNamespace(latents_mean=zero, latents_std=one),
+            audio_vae=SimpleNamespace(
+                latents_mean=zero, latents_std=one, config=SimpleNamespace(mel_bins=64, latent_channels=8)
+            ),
             connectors=connectors,
             text_encoder=None,
             transformer=diffusers_transformer(transformer.config, transformer.state_dict(), perturbed_attn=True),
@@ -151,7 +153,7 @@ def pictures(tmp_path: Path) -> list[Image.Image]:
 def call(peer: Any, module: Any, ours: Ours, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Any, ...]:
     """What the peer prepared, and its final video and audio latents."""
     noise = [ours.tensors[f"base.noise.{modality}"] for modality in ("video", "audio")]
-    monkeypatch.setattr(module, "randn_tensor", lambda shape, **options: noise.pop(0).reshape(shape))
+    monkeypatch.setattr(module, "randn_tensor", lambda shape, **options: in_shape(noise.pop(0), shape))
     prepared: list[Any] = []
     prepare = peer.prepare_latents
     peer.__dict__["prepare_latents"] = lambda *given, **named: prepared.append(prepare(*given, **named)) or prepared[0]
@@ -175,6 +177,16 @@ def call(peer: Any, module: Any, ours: Ours, monkeypatch: pytest.MonkeyPatch, **
             **options,
         )
     return prepared[0], video, audio
+
+
+def in_shape(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Noise as a pipeline draws it: of tokens, of a video (1,C,F,H,W), or of a sound (1,C,T,M)."""
+    if len(shape) == 5:
+        return tokens.mT.reshape(shape)
+    if len(shape) == 4 and tokens.dim() == 3:
+        _, channels, length, bins = shape
+        return tokens.reshape(1, length, channels, bins).transpose(1, 2)
+    return tokens.reshape(shape)
 
 
 def assert_agree(ours: Tensor, theirs: Tensor) -> None:
@@ -246,7 +258,8 @@ def test_references(
     `factor`: how many times smaller than the video its references are, by the LoRA's metadata.
     """
     random = torch.Generator().manual_seed(0)
-    save_file(load_file(tiny_set.file("ic_lora")), tmp_path / "ic.safetensors", {"reference_downscale_factor": str(factor)})
+    metadata = {"reference_downscale_factor": str(factor)}
+    save_file(load_file(tiny_set.file("ic_lora")), tmp_path / "ic.safetensors", metadata)
     for name, smaller in (("ref", factor), ("mask", 1)):
         with Mp4Writer(tmp_path / f"{name}.mp4", 24, Mp4Settings()) as writer:
             size = (NUM_FRAMES, HEIGHT // smaller // 8, WIDTH // smaller // 8, 3)
