@@ -87,7 +87,7 @@ def test_nesting_without_an_end(tmp_path: Path, opening: str):
     path = tmp_path / "deep.yaml"
     path.write_text("a: " + opening * 20_000)
     for read in (read_recipe, read_requests):
-        with pytest.raises(Refusal, match="can't? be read|that can be read"):
+        with pytest.raises(Refusal, match="that can be read"):
             read(path)
 
 

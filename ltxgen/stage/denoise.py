@@ -393,7 +393,7 @@ class Denoiser:
                 self._record(f"call000.forward{number}", x0)
         guided = guidance.combine(results, step, self.previous)
         self._record(f"call{self.calls:03d}.x0", guided)
-        if guided.video is not None and states.video is not None:
+        if self.video_grid is not None and guided.video is not None and states.video is not None:
             tokens = guided.video[:, : states.video.num_generated]
             self.context.watcher.show(self.name, step, self.video_grid.unpatchify(tokens))
         self.previous = guided
