@@ -195,7 +195,7 @@ def _read_text(path: Path) -> str:
 def _json_object(text: str, what: str) -> Mapping[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFile(f"can't be used: {what} is no JSON ({error})") from error
     if not isinstance(value, dict):
         raise BadFile(f"can't be used: {what} is no JSON object")

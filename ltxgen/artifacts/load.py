@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
-from ltxgen.artifacts.components import COMPONENTS, TRANSFORMERS, BuildOptions, ComponentSpec
+from ltxgen.artifacts.components import COMPONENTS, TEXT_PROJECTIONS, TRANSFORMERS, BuildOptions, ComponentSpec
 from ltxgen.artifacts.float8 import SCALE, WEIGHT, Float8Source
 from ltxgen.artifacts.placement import WHOLE, Placement, ReadRows
 from ltxgen.artifacts.safetensors_file import ALL_ROWS, BadFile
@@ -212,7 +212,7 @@ def component_shapes(
     num_states = spec.options_for(options, artifact.config, stored).num_text_states
     question = (
         spec.name,
-        num_states if spec.name == "text_projection" else None,
+        num_states if spec.name in TEXT_PROJECTIONS else None,
         frozenset(scaled_layers(spec, stored)),
     )
     if question not in artifact.shapes:

@@ -94,7 +94,7 @@ def read_header(path: Path) -> Header:
         raw = file.read(length)
     try:
         entries = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFile("is not a safetensors file (its header is no JSON)") from error
     if not isinstance(entries, dict):
         raise BadFile("is not a safetensors file (its header is no JSON object)")

@@ -19,12 +19,14 @@ from typing import Any, Literal, get_args
 import yaml
 
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
+from ltxgen.config.inputs import check_size
 from ltxgen.config.recipe import Request
 
 Mode = Literal["zip", "product"]
 Row = Mapping[str, Any]
 
 _FORMATS = (".jsonl", ".yaml", ".yml", ".csv", ".txt")
+_FIELD = re.compile(r"\+{0,2}[A-Za-z_][\w./]*")
 _PLAIN = re.compile(r"[\w./+-]+")  # what Hydra's grammar reads as one text
 _WORDS = re.compile(r"(null|true|false|nan|inf|[+-]?[\d._]+(e[+-]?\d+)?)", re.IGNORECASE)  # and what it reads otherwise
 
@@ -59,10 +61,12 @@ def _rows(path: Path, mode: str) -> list[Row]:
         if kind == ".jsonl":
             lines = (json.loads(line) for line in text.splitlines() if line.strip())
             return [_checked(path, number, row) for number, row in enumerate(lines, start=1)]
-        return _yaml_rows(path, yaml.safe_load(text), mode)
+        content = yaml.safe_load(text)
+        check_size(content)
+        return _yaml_rows(path, content, mode)
     except OSError as error:
         raise _refused(path, f"can't be read: {error.strerror or error}") from error
-    except (ValueError, yaml.YAMLError, csv.Error) as error:
+    except (ValueError, RecursionError, yaml.YAMLError, csv.Error) as error:
         raise _refused(
             path, f"is no {kind.removeprefix('.')} that can be read: {' '.join(str(error).split())}"
         ) from error
@@ -102,7 +106,34 @@ def _checked(path: Path, number: int, row: Any) -> Row:
             path, f"row {number} must be a mapping of config fields to values, such as {{prompt: ..., seed: 1}}"
         )
     short = {field.name for field in dataclasses.fields(Request)}
-    return {f"request.{key}" if key in short else str(key): value for key, value in row.items()}
+    named = {f"request.{key}" if key in short else str(key): value for key, value in row.items()}
+    for key, value in named.items():
+        if wrong := _wrong_field(key, value):
+            raise _refused(path, f"row {number} sets {key!r}, {wrong}")
+    return named
+
+
+def _wrong_field(key: str, value: Any) -> str | None:
+    """A file of requests comes from anywhere: it says what is made, not where it is written or what runs it."""
+    if not _FIELD.fullmatch(key):
+        return "which is no config field, such as request.seed or stages.base.steps"
+    name = key.lstrip("+")
+    if re.match(r"hydra\b", name):
+        return "which only the command line may"
+    if name == "output.dir" or (name == "output" and isinstance(value, Mapping)):
+        return "which only the command line may: a sweep has one folder"
+    if not _has_plain_keys(value):
+        return "to a mapping whose keys are no names of fields"
+    if isinstance(value, _Cell) and not _is_text(key) and "${" in value:
+        return f"to {str(value)!r}: values stand as they are, and this would be read as a reference"
+    return None
+
+
+def _has_plain_keys(value: Any) -> bool:
+    """Whether all keys in a value, which Hydra's grammar doesn't let one quote, are names."""
+    if isinstance(value, Mapping):
+        return all(re.fullmatch(r"\w+", str(key)) and _has_plain_keys(item) for key, item in value.items())
+    return not isinstance(value, list) or all(map(_has_plain_keys, value))
 
 
 def _product(rows: Sequence[Row]) -> Iterator[Row]:
@@ -133,6 +164,8 @@ def _in_grammar(key: str, value: Any) -> str:
         return "{" + ",".join(f"{name}:{_in_grammar(str(name), item)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(_in_grammar(key, item) for item in value) + "]"
+    if not _has_plain_keys(value):
+        return "to a mapping whose keys are no names of fields"
     if isinstance(value, _Cell) and not _is_text(key):
         return str(value)
     if isinstance(value, str) and (_is_text(key) or not _PLAIN.fullmatch(value) or _WORDS.fullmatch(value)):

@@ -10,6 +10,7 @@ import av
 import torch
 from torch import Tensor
 
+from ltxgen.media.container import open_media
 from ltxgen.media.sound import BadMedia, reason_of
 
 _BT709 = 1  # AVCOL_SPC_BT709
@@ -33,7 +34,7 @@ class ClipFacts:
 def clip_facts(path: Path | str) -> ClipFacts:
     """Of a file whose first frame decodes; frames are counted, since headers guess. Raises BadMedia."""
     try:
-        with av.open(str(path)) as container:
+        with open_media(path) as container:
             if not container.streams.video:
                 raise BadMedia("has no picture; give a video file")
             stream = container.streams.video[0]
@@ -61,7 +62,7 @@ def read_frames(path: Path | str, num_frames: int) -> Tensor:
     """
     frames: list[Tensor] = []
     try:
-        with av.open(str(path)) as container:
+        with open_media(path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):

@@ -47,7 +47,7 @@ def locked(path: Path) -> Iterator[bool]:
     The system gives up the lock of a process that ends in any way. Raises OSError where `path` can't be written.
     """
     while True:
-        with open(path, "w") as lock:
+        with open(path, "a") as lock:  # which leaves what a link there points to
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -12,6 +12,7 @@ import av
 import yaml
 
 from ltxgen.config.errors import Problem, Refusal
+from ltxgen.media.container import open_media
 
 _MARK = "ltxgen"  # the key that tells our comment from others'; its value is the version of this layout
 _LAYOUT = 1
@@ -41,7 +42,7 @@ def read_provenance(place: Path | str) -> Provenance:
     if not place.is_file():
         raise _refused(place, "there is no such file or folder")
     try:
-        with av.open(str(place)) as container:
+        with open_media(place) as container:
             comment = container.metadata.get("comment", "")
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
         raise _refused(place, f"is no readable video ({error})") from error

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltxgen.media.container import open_media
 from ltxgen.media.pixels import BT601, BT709, YuvMatrix, yuv420_to_rgb
 
 _BT709 = 1  # AVCOL_SPC_BT709
@@ -34,7 +35,7 @@ def read_video(path: Path | str) -> Clip:
     so what untagged files mostly hold); PyAV's own choice differs between its versions. Raises OSError or
     av.FFmpegError for a file that can't be read, ValueError for one without video.
     """
-    with av.open(str(path)) as container:
+    with open_media(path) as container:
         if not container.streams.video:
             raise ValueError(f"'{path}' has no video stream")
         video = container.streams.video[0]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ltxgen.media.container import open_media
 from ltxgen.media.files import whole_file
 from ltxgen.media.mp4 import as_int16, stereo
 
@@ -44,7 +45,7 @@ def read_sound(path: Path | str, start_seconds: float = 0.0, duration_seconds: f
     (ltx_pipelines/utils/media_io.py). Raises BadMedia.
     """
     try:
-        with av.open(str(path)) as container:
+        with open_media(path) as container:
             if not container.streams.audio:
                 return None
             stream = container.streams.audio[0]

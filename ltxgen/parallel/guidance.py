@@ -37,8 +37,9 @@ Pass = TypeVar("Pass", bound=GuidedPass)
 def relative_cost(perturbation: Perturbation, num_blocks: int, first_block: int = 0) -> float:
     """Work of a pass from `first_block` on in parts of an unperturbed one's: close enough to say who takes one more."""
     across = SHARE_ACROSS if perturbation.isolate_modalities else 0.0
-    skipped = sum(block >= first_block for block in perturbation.skip_video_self_attention)
-    return ((1.0 - across) * (num_blocks - first_block) - SHARE_SELF * skipped) / num_blocks
+    own = range(first_block, num_blocks)
+    skipped = sum(block in own for block in perturbation.skip_video_self_attention)
+    return ((1.0 - across) * len(own) - SHARE_SELF * skipped) / num_blocks
 
 
 def forks_of(passes: Sequence[GuidedPass], num_blocks: int) -> list[Fork]:

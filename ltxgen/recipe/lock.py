@@ -35,6 +35,8 @@ def recipe_text(
     kept = {key: value for key, value in composed.items() if key not in ("hydra", "cache")}
     output = {key: value for key, value in kept["output"].items() if key not in _OWN_OUTPUT}
     locked = {
+        # The choice that this is laid over has keys of its own, and values alone take none away.
+        "defaults": [{"override /attention": kept["attention"]["kind"]}, "_self_"],
         **_literal(kept),
         "request": _literal(with_paths(kept["request"], _beside(folder))),
         "artifacts": _literal(_pinned(kept["artifacts"], artifacts)),

@@ -57,13 +57,18 @@ def forecaster_of(
     return Forecaster(needs, sizes)
 
 
+def num_text_states(artifacts: Mapping[str, ResolvedArtifact]) -> int | None:
+    """Hidden states of the text encoder, each of which the text projection takes; None where none is needed."""
+    if "text_encoder" not in artifacts:
+        return None
+    config = artifacts["text_encoder"].config
+    return config.get("text_config", config)["num_hidden_layers"] + 1
+
+
 @functools.lru_cache(maxsize=256)
 def _component_size(request: PartRequest, files: Files, num_shards: int, options: BuildOptions) -> ComponentSize:
     artifacts, name = files.artifacts, request.name
-    if "text_encoder" in artifacts:  # which the projection is made for
-        encoder = artifacts["text_encoder"].config
-        num_states = encoder.get("text_config", encoder)["num_hidden_layers"] + 1
-        options = dataclasses.replace(options, num_text_states=num_states)
+    options = dataclasses.replace(options, num_text_states=num_text_states(artifacts))
     artifact = artifacts[artifact_of(name)]
     sizes = component_bytes(COMPONENTS[name], artifact, options, request.dtype)
     prefix = f"{BLOCKS[name]}." if name in BLOCKS else None

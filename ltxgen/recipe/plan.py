@@ -37,7 +37,7 @@ from ltxgen.recipe.distilled import undistilled
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.forecast import MemoryPlan, Room, choose_policy
 from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
-from ltxgen.recipe.needs import forecaster_of, room_on
+from ltxgen.recipe.needs import forecaster_of, num_text_states, room_on
 from ltxgen.recipe.parts import KNOWN_LORAS, lora_artifact
 from ltxgen.recipe.precision import float8_layers, precision_notes, precision_problems
 from ltxgen.recipe.sizes import with_source_sizes
@@ -134,7 +134,12 @@ def make_plan(
     problems += attention.problems
     roles = attention.functions if parallel is None else parallel.roles(attention.functions)
     options = BuildOptions(
-        numerics.cross_timestep, roles, batched_tokens=BATCHED_TOKENS[recipe.runtime.batch_passes], float8=float8
+        numerics.cross_timestep,
+        roles,
+        # Of a file the projection's own weight says it.
+        num_text_states(resolution.artifacts) if checkpoint is not None and checkpoint.is_synthetic else None,
+        BATCHED_TOKENS[recipe.runtime.batch_passes],
+        float8,
     )
     sharded = parallel is not None and parallel.sharded_weights
     problems += precision_problems(float8, checkpoint, device, dtype, sharded)

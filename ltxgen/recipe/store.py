@@ -1,7 +1,7 @@
 """Values kept as files by key: written whole, checked when read, the least recently used dropped first.
 
-One safetensors file a key. Several processes may use a folder at once: files appear by renaming, two writers of one key
-write the same, and a file that is dropped while it is read stays readable.
+One safetensors file a key, a SHA-256; other files are left alone. Several processes may use a folder at once: files
+appear by renaming, two writers of one key write the same, and a file that is dropped while it is read stays readable.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ltxgen.recipe.state import Packed, digest
 
 FORMAT = 1
 SUFFIX = ".safetensors"
+KEY = re.compile("[0-9a-f]{64}")
 LOCK = ".lock"
 # A hidden file of this age was left by a process that was killed: writing one takes seconds.
 ABANDONED_SECONDS = 3600.0
@@ -102,6 +104,8 @@ class Store:
         """All that is stored, the least recently used first."""
         found = []
         for path in self.folder.glob(f"[!.]*{SUFFIX}"):
+            if not KEY.fullmatch(path.stem):
+                continue  # not ours, and not ours to drop
             with contextlib.suppress(FileNotFoundError):  # dropped since
                 stat = path.stat()
                 found.append(Entry(path.stem, path, stat.st_size, stat.st_mtime))

@@ -442,7 +442,7 @@ class Denoiser:
         context: RunContext,
     ) -> None:
         self.name = stage.name
-        self.video_grid = stage.video_grid
+        self.video_grid = stage.grids.video
         self.device = stage.setting.device
         self.numerics = stage.setting.numerics
         self.guidance = stage.guidance
@@ -459,7 +459,7 @@ class Denoiser:
     def __call__(self, states: Pair[LatentState], sigma: float, step: int) -> Pair[Tensor]:
         guided = self.reuse.predict(self.calls, sigma, partial(self._evaluate, states, sigma, step))
         self._record(f"call{self.calls:03d}.x0", guided)
-        if guided.video is not None and states.video is not None:
+        if self.video_grid is not None and guided.video is not None and states.video is not None:
             tokens = guided.video[:, : states.video.num_generated]
             self.context.watcher.show(self.name, step, self.video_grid.unpatchify(tokens))
         self.previous = guided

@@ -46,6 +46,13 @@ def test_stg_starts_from_the_text_pass_where_it_parts_from_it():
     assert relative_cost(STG, 48, first_block=28) == pytest.approx((20 - 1 / 8) / 48)
 
 
+def test_a_block_that_the_transformer_lacks_saves_nothing():
+    """Such a guidance is refused; a plan says what else is wrong with the run, and predicts no negative time."""
+    assert forks_of(ALL, 4)[2] == (0, 28)
+    assert relative_cost(STG, 4, first_block=28) == 0
+    assert relative_cost(STG, 4) == 1
+
+
 def test_a_pass_that_costs_little_beside_another_goes_there():
     late = (OnePass(0), OnePass(0, Perturbation(frozenset({46}))), OnePass(1))
     assert deal(late, 2, num_blocks=48) == (0, 0, 1)

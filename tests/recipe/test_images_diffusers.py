@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, LTX2ConditionPipeline, LTX2InContextPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    LTX2ConditionPipeline,
+    LTX2ImageToVideoPipeline,
+    LTX2InContextPipeline,
+)
 from diffusers.configuration_utils import FrozenDict
-from diffusers.pipelines.ltx2 import pipeline_ltx2_condition, pipeline_ltx2_ic_lora
+from diffusers.pipelines.ltx2 import pipeline_ltx2_condition, pipeline_ltx2_ic_lora, pipeline_ltx2_image2video
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
@@ -72,7 +77,9 @@ class Peer:
                 dtype=torch.float32,
                 config=SimpleNamespace(scaling_factor=1.0),
             ),
-            audio_vae=SimpleNamespace(latents_mean=zero, latents_std=one),
+            audio_vae=SimpleNamespace(
+                latents_mean=zero, latents_std=one, config=SimpleNamespace(mel_bins=64, latent_channels=8)
+            ),
             connectors=connectors,
             text_encoder=None,
             transformer=diffusers_transformer(transformer.config, transformer.state_dict(), perturbed_attn=True),
@@ -99,6 +106,9 @@ class ConditionPeer(Peer, LTX2ConditionPipeline): ...
 
 
 class InContextPeer(Peer, LTX2InContextPipeline): ...
+
+
+class ImagePeer(Peer, LTX2ImageToVideoPipeline): ...
 
 
 @dataclass(frozen=True)
@@ -143,10 +153,10 @@ def pictures(tmp_path: Path) -> list[Image.Image]:
 def call(peer: Any, module: Any, ours: Ours, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Any, ...]:
     """What the peer prepared, and its final video and audio latents."""
     noise = [ours.tensors[f"base.noise.{modality}"] for modality in ("video", "audio")]
-    monkeypatch.setattr(module, "randn_tensor", lambda shape, **options: noise.pop(0).reshape(shape))
+    monkeypatch.setattr(module, "randn_tensor", lambda shape, **options: in_shape(noise.pop(0), shape))
     prepared: list[Any] = []
     prepare = peer.prepare_latents
-    peer.__dict__["prepare_latents"] = lambda **given: prepared.append(prepare(**given)) or prepared[0]
+    peer.__dict__["prepare_latents"] = lambda *given, **named: prepared.append(prepare(*given, **named)) or prepared[0]
     peer.set_progress_bar_config(disable=True)
     embeds = torch.zeros(1, 1, 1)
     with torch.no_grad():
@@ -167,6 +177,16 @@ def call(peer: Any, module: Any, ours: Ours, monkeypatch: pytest.MonkeyPatch, **
             **options,
         )
     return prepared[0], video, audio
+
+
+def in_shape(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Noise as a pipeline draws it: of tokens, of a video (1,C,F,H,W), or of a sound (1,C,T,M)."""
+    if len(shape) == 5:
+        return tokens.mT.reshape(shape)
+    if len(shape) == 4 and tokens.dim() == 3:
+        _, channels, length, bins = shape
+        return tokens.reshape(1, length, channels, bins).transpose(1, 2)
+    return tokens.reshape(shape)
 
 
 def assert_agree(ours: Tensor, theirs: Tensor) -> None:
@@ -200,6 +220,23 @@ def test_a_first_frame_and_a_keyframe(in_context: bool, run, pictures, tiny_set,
     assert_agree(ours.tensors["base.final.audio"], audio)
 
 
+def test_image_to_video(run, tiny_set, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The picture has the stage's size: diffusers' pipeline for a first frame alone stretches others to it."""
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    image.save(tmp_path / "first.png")
+    words = [f"stages.base.guidance.{modality}.rescale_scale=0" for modality in ("video", "audio")]  # as above
+    ours = run("+recipe=ltx23_two_stage", "request.images=[{path: first.png, crf: 28}]", *words)
+    unscaled = dict.fromkeys(("guidance_rescale", "audio_guidance_rescale"), 0.0)
+    peer = ImagePeer(tiny_set, ours.tensors, {})
+    (noised, mask), video, audio = call(
+        peer, pipeline_ltx2_image2video, ours, monkeypatch, image=image, image_crf=28, **unscaled
+    )
+    assert_agree(ours.tensors["base.noised.video"], noised)
+    assert_agree(1 - ours.state.denoise_mask[..., 0], mask)
+    assert_agree(ours.tensors["base.final.video"], video)
+    assert_agree(ours.tensors["base.final.audio"], audio)
+
+
 def test_partial_strengths_are_prepared_alike(run, pictures, tiny_set, monkeypatch: pytest.MonkeyPatch):
     """Of a step diffusers has another one here: it takes the velocity of a token that is partly given times sigma, not
     times the token's own timestep."""
@@ -211,26 +248,35 @@ def test_partial_strengths_are_prepared_alike(run, pictures, tiny_set, monkeypat
     assert_prepared_alike(ours, prepared)
 
 
+@pytest.mark.parametrize("factor", [1, 2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_references(masked: bool, run, pictures, tiny_set, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of attention in part, diffusers' transformer has another bias than the official one: masks alone are compared."""
+def test_references(
+    masked: bool, factor: int, run, pictures, tiny_set, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of attention in part, diffusers' transformer has another bias than the official one: masks alone are compared.
+
+    `factor`: how many times smaller than the video its references are, by the LoRA's metadata.
+    """
     random = torch.Generator().manual_seed(0)
-    for name in ("ref", "mask"):
+    metadata = {"reference_downscale_factor": str(factor)}
+    save_file(load_file(tiny_set.file("ic_lora")), tmp_path / "ic.safetensors", metadata)
+    for name, smaller in (("ref", factor), ("mask", 1)):
         with Mp4Writer(tmp_path / f"{name}.mp4", 24, Mp4Settings()) as writer:
-            size = (NUM_FRAMES, HEIGHT // 8, WIDTH // 8, 3)
+            size = (NUM_FRAMES, HEIGHT // smaller // 8, WIDTH // smaller // 8, 3)
             blocks = torch.randint(0, 256, size, generator=random, dtype=torch.uint8)
             writer.write_frames(blocks.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2))
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"reference_downscale_factor": factor}
     words: list[str] = []
     if masked:
         grey = read_frames(tmp_path / "mask.mp4", NUM_FRAMES).float().mean(dim=-1) / 255
-        options = {"conditioning_attention_strength": 0.5, "conditioning_attention_mask": grey[None, None]}
+        options |= {"conditioning_attention_strength": 0.5, "conditioning_attention_mask": grey[None, None]}
         words = ["stages.base.reference_attention=0.5", "request.reference_mask.path=mask.mp4"]
     ours = run(
         "+recipe=ltx23_ic_lora",
         f"artifacts.checkpoint.path={tiny_set.file('checkpoint')}",
         "request.images=[{path: 1.png, frame: 9}]",
         "request.references=[{path: ref.mp4}, {path: ref.mp4}]",
+        "artifacts.ic_lora.path=ic.safetensors",
         "stages.base.loras.ic_lora=0.8",
         *words,
     )

@@ -86,61 +86,77 @@ def value(number: int, size: int = 4) -> Packed:
     return pack({"tensor": torch.full((size,), float(number)), "number": number})
 
 
+A, B, C = (letter * 64 for letter in "abc")  # keys are SHA-256
+
+
+def k(number: int) -> str:
+    return f"{number:064x}"
+
+
 def test_a_store(tmp_path: Path):
     store = Store(tmp_path / "new")
-    assert store.load("a") is None
+    assert store.load(A) is None
     assert store.entries() == []
-    store.save("a", value(1), {"stage": "base"})
+    store.save(A, value(1), {"stage": "base"})
     (entry,) = store.entries()
-    assert (entry.key, entry.facts()) == ("a", {"stage": "base"})
-    assert unpack(store.load("a"), CPU, torch.float32)["number"] == 1
-    store.save("a", value(1), {"stage": "base"})
+    assert (entry.key, entry.facts()) == (A, {"stage": "base"})
+    assert unpack(store.load(A), CPU, torch.float32)["number"] == 1
+    store.save(A, value(1), {"stage": "base"})
     assert len(list((tmp_path / "new").iterdir())) == 1
-    store.remove("a")
-    store.remove("a")
-    assert store.load("a") is None
+    store.remove(A)
+    store.remove(A)
+    assert store.load(A) is None
 
 
 def test_every_damaged_byte_is_seen(tmp_path: Path):
     store = Store(tmp_path)
-    store.save("a", value(1), {})
-    whole = store.path("a").read_bytes()
+    store.save(A, value(1), {})
+    whole = store.path(A).read_bytes()
     padding = whole.rindex(b"}", 0, whole.index(b"\x00\x00\x80\x3f")) + 1  # spaces that no one reads end the header
     data = len(whole) - 16
     for position in [*range(0, padding, 7), *range(data, len(whole))]:
-        store.path("a").write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        store.path(A).write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         with pytest.raises(BadEntry):
-            store.load("a")
+            store.load(A)
     for length in (0, 5, 100, len(whole) - 1):
-        store.path("a").write_bytes(whole[:length])
+        store.path(A).write_bytes(whole[:length])
         with pytest.raises(BadEntry):
-            store.load("a")
-    store.path("a").write_bytes(whole)
-    assert store.check("a") is None
+            store.load(A)
+    store.path(A).write_bytes(whole)
+    assert store.check(A) is None
 
 
 def test_a_file_under_another_key_is_not_its_value(tmp_path: Path):
     store = Store(tmp_path)
-    store.save("a", value(1), {})
-    store.path("a").rename(store.path("b"))
-    with pytest.raises(BadEntry, match="holds a"):
-        store.load("b")
+    store.save(A, value(1), {})
+    store.path(A).rename(store.path(B))
+    with pytest.raises(BadEntry, match=f"holds {A}"):
+        store.load(B)
 
 
 def test_what_is_used_longest_ago_goes_first(tmp_path: Path):
     size = len(_bytes_of(tmp_path / "one"))
     store = Store(tmp_path / "many", max_bytes=3 * size)
     for number in range(3):
-        store.save(f"k{number}", value(number), {})
-        os.utime(store.path(f"k{number}"), (1000 + number, 1000 + number))
-    assert store.load("k0") is not None  # used now
-    store.save("k3", value(3), {})
-    assert {entry.key for entry in store.entries()} == {"k0", "k2", "k3"}
+        store.save(k(number), value(number), {})
+        os.utime(store.path(k(number)), (1000 + number, 1000 + number))
+    assert store.load(k(0)) is not None  # used now
+    store.save(k(3), value(3), {})
+    assert {entry.key for entry in store.entries()} == {k(0), k(2), k(3)}
 
 
 def _bytes_of(folder: Path) -> bytes:
-    Store(folder).save("k0", value(0), {})
-    return Store(folder).path("k0").read_bytes()
+    Store(folder).save(k(0), value(0), {})
+    return Store(folder).path(k(0)).read_bytes()
+
+
+def test_what_others_put_there_stays(tmp_path: Path):
+    """A folder of models that a recipe names as its cache."""
+    (tmp_path / "ltx-2.3-22b-dev.safetensors").write_bytes(b"weights" * 1000)
+    store = Store(tmp_path, max_bytes=0)
+    store.save(A, value(1), {})
+    assert store.entries() == []
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["ltx-2.3-22b-dev.safetensors"]
 
 
 def test_what_killed_processes_left_half_written_goes(tmp_path: Path):
@@ -149,22 +165,22 @@ def test_what_killed_processes_left_half_written_goes(tmp_path: Path):
     for partial in (old, new):
         partial.write_bytes(b"half")
     os.utime(old, (1000, 1000))
-    store.save("c", value(1), {})
-    assert [entry.key for entry in store.entries()] == ["c"]
+    store.save(C, value(1), {})
+    assert [entry.key for entry in store.entries()] == [C]
     assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_full_disk_leaves_what_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = Store(tmp_path)
-    store.save("a", value(1), {})
+    store.save(A, value(1), {})
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        store.save("b", value(2), {})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+        store.save(B, value(2), {})
+    assert [path.name for path in tmp_path.iterdir()] == [f"{A}.safetensors"]
 
 
 KEYS = 6
@@ -177,9 +193,9 @@ def _work(folder: Path, number: int) -> None:
     turn = number
     while time.monotonic() < end:
         key = turn % KEYS
-        found = store.load(f"k{key}")
+        found = store.load(k(key))
         if found is None:
-            store.save(f"k{key}", value(key, 10_000), {})
+            store.save(k(key), value(key, 10_000), {})
         else:
             assert found.digest() == value(key, 10_000).digest()
         turn += 1 + number

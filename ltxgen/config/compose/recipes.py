@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra._internal.sources_registry import SourcesRegistry
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ltxgen.config.compose.folders import recipe_files
 from ltxgen.config.errors import Problem, Refusal
-from ltxgen.config.inputs import beside, with_paths
+from ltxgen.config.inputs import beside, check_size, with_paths
 from ltxgen.config.launcher import register_sweeps
 
 
@@ -78,13 +79,14 @@ class RecipeSearchPath(SearchPathPlugin):
 def read_recipe(path: Path) -> tuple[DictConfig, str]:
     """A recipe's content and the package that its header names.
 
-    `Refusal` when it is no mapping in YAML, and when it would configure Hydra, which builds callbacks and loggers from
-    any `_target_`: a recipe from a stranger must not run code.
+    `Refusal` when it is no mapping in YAML, when it would configure Hydra, which builds callbacks and loggers from any
+    `_target_`, and when it would read the environment: a recipe from a stranger runs no code and learns no secrets.
     """
     try:
         text = path.read_text(encoding="utf-8")
+        check_size(yaml.safe_load(text))
         content = OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         fault = " ".join(str(error).split())
         raise Refusal([Problem("recipe", str(path), f"is no YAML that can be read: {fault}")]) from error
     if not isinstance(content, DictConfig):
@@ -94,7 +96,28 @@ def read_recipe(path: Path) -> tuple[DictConfig, str]:
     defaults = OmegaConf.to_container(content, resolve=False).get("defaults") or ()  # type: ignore[union-attr]
     if any("hydra" in text for text in (package, *map(str, content), *map(str, defaults))):
         raise Refusal([Problem("recipe", str(path), "sets `hydra`, which only the command line may; remove it")])
+    texts = _texts(OmegaConf.to_container(content, resolve=False))
+    if resolved := next(filter(None, map(_REFERENCE.search, texts)), None):
+        message = f"holds {resolved[0]!r}: only references to other keys and ${{now:...}} may stand in a recipe"
+        raise Refusal([Problem("recipe", str(path), message)])
     return content, package
+
+
+# An interpolation, not escaped, that is neither `${key}` nor the time: OmegaConf's resolvers read the environment.
+_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*\$\{(?!\.*[A-Za-z_][\w.]*\}|now:[^${}]*\})[^}]*\}?")
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Every key and every text."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield str(key)
+            yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
 
 
 def register_plugins() -> None:

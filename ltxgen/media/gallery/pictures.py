@@ -17,6 +17,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from ltxgen.media.container import open_media
 from ltxgen.media.read import rgb_of
 
 _POSTER_SIDE = 480
@@ -50,7 +51,7 @@ def look_at(path: Path) -> Look:
 
 @functools.lru_cache(maxsize=1024)
 def _look_at(path: Path, changed: int, size: int) -> Look:
-    with av.open(str(path)) as container:
+    with open_media(path) as container:
         if not container.streams.video:
             raise ValueError("it has no video stream")
         stream = container.streams.video[0]
