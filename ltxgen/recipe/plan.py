@@ -43,6 +43,7 @@ from ltxgen.recipe.precision import float8_layers, precision_notes, precision_pr
 from ltxgen.recipe.sizes import with_source_sizes
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype, resolve_kernels
 from ltxgen.stage.denoise import NOISE, DenoiseConfig
+from ltxgen.stage.enhance_prompt import EnhancePromptConfig
 from ltxgen.stage.protocol import Setting, Stage, request_fields, setting_for
 
 
@@ -184,10 +185,12 @@ def _check(files: Files, components: tuple[str, ...], options: BuildOptions) -> 
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
     stages: dict[str, Stage] = {}
-    denoised: tuple[str, ...] = ()
     for name, config in recipe.stages.items():
-        stages[name] = config.build(name, setting_for(config, dataclasses.replace(setting, denoised=denoised)))
-        denoised += (name,) if isinstance(config, DenoiseConfig) else ()
+        stages[name] = config.build(name, setting_for(config, setting))
+        if isinstance(config, DenoiseConfig):
+            setting = dataclasses.replace(setting, denoised=(*setting.denoised, name))
+        if isinstance(config, EnhancePromptConfig):
+            setting = dataclasses.replace(setting, enhanced=f"{name}.prompt")
     return stages
 
 
