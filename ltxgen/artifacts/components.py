@@ -269,12 +269,12 @@ _AUDIO_CONNECTOR_PREFIX = f"{TRANSFORMER_PREFIX}audio_embeddings_connector."
 _TRANSFORMER_KEYS = Prefixes(((TRANSFORMER_PREFIX, ""),), excluded=(_VIDEO_CONNECTOR_PREFIX, _AUDIO_CONNECTOR_PREFIX))
 _VISION_KEYS = Prefixes(
     (
-        *(
-            (f"{outer}vision_tower.{inner}", "vision_tower.")
-            for inner in ("vision_model.", "")
-            for outer in ("", "model.")
-        ),
-        *((f"{outer}multi_modal_projector.", "multi_modal_projector.") for outer in ("", "model.")),
+        ("vision_tower.vision_model.", "vision_tower."),
+        ("model.vision_tower.vision_model.", "vision_tower."),
+        ("vision_tower.", "vision_tower."),
+        ("model.vision_tower.", "vision_tower."),
+        ("multi_modal_projector.", "multi_modal_projector."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
     )
 )
 _TEXT_PROJECTION_KEYS = Prefixes((("text_embedding_projection.", ""),))

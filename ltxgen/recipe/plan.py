@@ -316,8 +316,14 @@ def _unused_problems(recipe: Recipe) -> list[Problem]:
     files = {f"{name}.path": value.path for name, value in given.items() if hasattr(value, "path")}
     lists = {name: value for name, value in given.items() if f"{name}.path" not in files}
     lists = {name: [getattr(each, "path", each) for each in value or ()] for name, value in lists.items()}
-    message = "no stage of this recipe takes it; leave it out, or choose a recipe that does (`ltxgen ls recipe`)"
-    return [Problem(f"request.{name}", value, message) for name, value in (files | lists).items() if value]
+    message = "no stage of this recipe takes it; leave it out, or {fix}"
+    fixes = {"instructions.path": "add enhance=gemma, which does"}
+    otherwise = "choose a recipe that does (`ltxgen ls recipe`)"
+    return [
+        Problem(f"request.{name}", value, message.format(fix=fixes.get(name, otherwise)))
+        for name, value in (files | lists).items()
+        if value
+    ]
 
 
 def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:

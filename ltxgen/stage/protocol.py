@@ -39,7 +39,8 @@ class Setting:
     `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Stages
     ask for the files, and what they then know of their work decides about the ranks: a plan builds its stages anew each
     time that it knows more. Denoising steps of up to `graphed_tokens` video tokens are recorded as CUDA graphs.
-    `denoised` names the denoise stages before this one, and `enhanced` the state's prompt that stands for the request's.
+    `denoised` names the denoise stages before this one, `enhanced` the prompt of the state that stands for the
+    request's.
     """
 
     request: Request
@@ -60,8 +61,10 @@ class Setting:
 
 def request_fields(config: Any) -> tuple[str, ...]:
     """The fields of the request that a stage of this config can see: its own `request_fields`, or all but the seed,
-    which stages know as the run's noise, and the prompt that nothing is made from any more. They are part of what its output is stored under."""
-    every = tuple(field.name for field in dataclasses.fields(Request) if field.name not in ("seed", "original_prompt"))
+    which stages know as the run's noise, and `original_prompt`, of which nothing is made any more. They are part of
+    what its output is stored under."""
+    unseen = ("seed", "original_prompt")
+    every = tuple(field.name for field in dataclasses.fields(Request) if field.name not in unseen)
     return getattr(config, "request_fields", every)
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import transformers
-from PIL import Image
-from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Gemma3Processor, PreTrainedTokenizerFast
 
@@ -45,7 +43,7 @@ class Chat:
         template, ends, pictures = chat_template(folder), end_ids(folder), picture_ids(folder)
         if template is None or not ends:
             raise ValueError("has no chat template" if template is None else "names no eos_token_id")
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")).backend_tokenizer
         names = read_json(folder / "tokenizer_config.json")
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend,
@@ -66,7 +64,7 @@ class Chat:
         either text is text, also where it looks like the end of a turn.
         """
         shown = [] if picture is None else [{"type": "image"}]
-        turns = [
+        turns: list[Any] = [
             {"role": "system", "content": [self._words(instructions)]},
             {"role": "user", "content": [*shown, self._words(message)]},
         ]
@@ -75,7 +73,7 @@ class Chat:
         if picture is None:
             return dict(self.tokenizer(text, return_token_type_ids=False, **options))
         assert self.processor is not None, "a picture for a Gemma that sees none"
-        return dict(self.processor(text=text, images=[Image.fromarray(picture.numpy())], **options))
+        return dict(self.processor(text=text, images=[picture.numpy()], **options))
 
     def text(self, ids: Tensor) -> str:
         """The tokens (S,) of an answer as text."""

@@ -14,7 +14,7 @@ from ltxgen.models.text_encoder.gemma import text_config
 class GemmaVision(nn.Module):
     """Keys are `vision_tower.*`, without the `vision_model.` that files have in them, and `multi_modal_projector.*`.
 
-    `config` is the config.json of Gemma3ForConditionalGeneration. Raises ValueError for a Gemma without `vision_config`.
+    `config` is the config.json of Gemma3ForConditionalGeneration. Raises ValueError where it has no `vision_config`.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
