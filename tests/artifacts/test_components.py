@@ -107,6 +107,6 @@ def test_longest_module_prefix_decides_the_file_key():
 
 
 def test_every_component_has_an_artifact():
-    assert len(COMPONENT_NAMES) == 16
+    assert len(COMPONENT_NAMES) == 18
     assert artifact_of("tokenizer") == "text_encoder"
     assert artifact_of("vocoder") == "checkpoint"

@@ -2,15 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import transformers
 from torch import Tensor
 from transformers import Gemma3Processor, PreTrainedTokenizerFast
-
-from ltxgen.models.text_encoder.chat_files import chat_template, end_ids, picture_ids, read_json
-from ltxgen.models.text_encoder.tokenizer import special_token
 
 # From transformers 5 on, the one of this name needs torchvision.
 _ImageProcessor = getattr(transformers, "Gemma3ImageProcessorPil", None) or transformers.Gemma3ImageProcessor
@@ -35,27 +31,35 @@ class Chat:
         self._signs = re.compile("|".join(map(re.escape, sorted(signs, key=len, reverse=True))))
 
     @classmethod
-    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        """Read tokenizer.json and the chat template; `config` is the config.json of the Gemma that will answer.
+    def build(
+        cls,
+        tokenizer_file: str,
+        template: str,
+        special_tokens: Mapping[str, str],
+        end_ids: Sequence[int],
+        picture_ids: Mapping[str, int] | None,
+        config: Mapping[str, Any],
+    ) -> Self:
+        """From a tokenizer.json, a chat template in Jinja and the names of special tokens by role (`bos_token`, ...).
 
-        Raises ValueError when the folder has no template, or names no token that ends an answer.
+        `picture_ids` are those of `boi`, `image` and `eoi`, where a picture begins, a piece of it and where it ends;
+        `config` is the config.json of the Gemma that will answer.
         """
-        template, ends, pictures = chat_template(folder), end_ids(folder), picture_ids(folder)
-        if template is None or not ends:
-            raise ValueError("has no chat template" if template is None else "names no eos_token_id")
-        backend = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json")).backend_tokenizer
-        names = read_json(folder / "tokenizer_config.json")
+        backend = PreTrainedTokenizerFast(tokenizer_file=tokenizer_file).backend_tokenizer
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend,
             chat_template=template,
-            extra_special_tokens={f"{name}_token": backend.id_to_token(id_) for name, id_ in (pictures or {}).items()},
-            **{f"{role}_token": special_token(names, f"{role}_token", f"<{role}>") for role in ("bos", "eos", "pad")},
+            extra_special_tokens={
+                f"{name}_token": backend.id_to_token(id_) for name, id_ in (picture_ids or {}).items()
+            },
+            **special_tokens,
         )
         side = config.get("vision_config", {}).get("image_size")
-        if pictures is None or side is None:
-            return cls(tokenizer, ends)
+        if picture_ids is None or side is None:
+            return cls(tokenizer, end_ids)
         shrink = _ImageProcessor(size={"height": side, "width": side})
-        return cls(tokenizer, ends, Gemma3Processor(shrink, tokenizer, image_seq_length=config["mm_tokens_per_image"]))
+        processor = Gemma3Processor(shrink, tokenizer, image_seq_length=config["mm_tokens_per_image"])
+        return cls(tokenizer, end_ids, processor)
 
     def ask(self, instructions: str, message: str, picture: Tensor | None = None) -> dict[str, Tensor]:
         """The model's inputs, a batch of one, up to where the answer begins.
