@@ -84,9 +84,8 @@ def picture_ids(folder: Path) -> Mapping[str, int] | None:
     """The tokens where a picture begins, of each piece of it, and where it ends; None where config.json lacks any, as
     that of a Gemma which sees no pictures."""
     config = _read_json(folder / "config.json")
-    found = {
-        name: config.get(f"{name}_token_index", config.get(f"{name}_token_id")) for name in ("boi", "image", "eoi")
-    }
+    names = ("boi", "image", "eoi")
+    found = {name: config.get(f"{name}_token_index", config.get(f"{name}_token_id")) for name in names}
     return None if None in found.values() else found
 
 

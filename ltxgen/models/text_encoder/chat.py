@@ -45,17 +45,16 @@ class Chat:
         `picture_ids` are those of `boi`, `image` and `eoi`, where a picture begins, a piece of it and where it ends;
         `config` is the config.json of the Gemma that will answer.
         """
+        pictures = picture_ids or {}
         backend = PreTrainedTokenizerFast(tokenizer_file=tokenizer_file).backend_tokenizer
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend,
             chat_template=template,
-            extra_special_tokens={
-                f"{name}_token": backend.id_to_token(id_) for name, id_ in (picture_ids or {}).items()
-            },
+            extra_special_tokens={f"{name}_token": backend.id_to_token(id_) for name, id_ in pictures.items()},
             **special_tokens,
         )
         side = config.get("vision_config", {}).get("image_size")
-        if picture_ids is None or side is None:
+        if not pictures or side is None:
             return cls(tokenizer, end_ids)
         shrink = _ImageProcessor(size={"height": side, "width": side})
         processor = Gemma3Processor(shrink, tokenizer, image_seq_length=config["mm_tokens_per_image"])
