@@ -41,7 +41,7 @@ def chat_problems(folder: Path) -> list[str]:
     try:
         template, ends, config = chat_template(folder), end_ids(folder), _read_json(folder / "config.json")
     except (ValueError, KeyError, TypeError) as error:
-        return [f"holds a file that can't be read as what a chat is made with ({error})"]
+        return [f"can't be read: {error}"]
     problems = []
     if template is None:
         problems.append(

@@ -54,7 +54,10 @@ def test_ends_of_answers_are_those_of_the_generation_config(folder):
         (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template (chat_template.jinja, or"),
         (lambda folder: change(folder / "config.json", eos_token_id=None), "says nowhere what ends an answer"),
         (lambda folder: change(folder / "config.json", tie_word_embeddings=False), "has an LM head of its own"),
-        (lambda folder: (folder / "generation_config.json").write_text("[]"), "generation_config.json is no JSON obj"),
+        (
+            lambda folder: (folder / "generation_config.json").write_text("[]"),
+            "can't be read: generation_config.json is no J",
+        ),
     ],
     ids=["template", "end", "head", "json"],
 )

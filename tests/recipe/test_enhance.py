@@ -1,4 +1,4 @@
-"""Prompts that Gemma writes: off by default, recorded so that a replay needs no Gemma to write, stored as others are."""
+"""Prompts that Gemma writes: off by default, recorded so that a replay lets nobody write, stored as others are."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_off_by_default(planned, stored_run):
 @pytest.mark.parametrize("name", RECIPES)
 def test_one_word_turns_it_on_for_any_recipe(name, tiny_set, offline):
     config = compose.compose_config([f"+recipe={name}", "model=ltx23_tiny", *ON])
-    assert list(config["stages"])[0] == "enhance"
+    assert next(iter(config["stages"])) == "enhance"
     plan = make_plan(parse_recipe(config))
     assert not [problem for problem in plan.problems if not problem.path.startswith("request.")]
     assert plan.stages["prompt"].reads == ("enhance.prompt",)
