@@ -56,7 +56,7 @@ def test_ends_of_answers_are_those_of_the_generation_config(folder):
         (lambda folder: change(folder / "config.json", tie_word_embeddings=False), "has an LM head of its own"),
         (
             lambda folder: (folder / "generation_config.json").write_text("[]"),
-            "can't be read: generation_config.json is no J",
+            "can't be read: generation_config.json is",
         ),
     ],
     ids=["template", "end", "head", "json"],
