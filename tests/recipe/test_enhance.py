@@ -83,7 +83,7 @@ def test_one_word_turns_it_on_for_any_recipe(name, tiny_set, offline):
     assert plan.stages["prompt"].reads == ("enhance.prompt",)
 
 
-def test_what_a_run_records(enhanced):
+def test_what_a_run_records(run_ltxgen, enhanced):
     made, locked = manifest(enhanced), recipe(enhanced)
     text = made["request"]["prompt"]
     assert text != PROMPT
@@ -96,6 +96,8 @@ def test_what_a_run_records(enhanced):
     assert locked["request"]["original_prompt"] == PROMPT
     assert "enhance" not in locked["stages"]
     assert read_provenance(enhanced / "video.mp4").recipe == (enhanced / "recipe.yaml").read_text()
+    shown = run_ltxgen("show", str(enhanced / "video.mp4"), cwd=enhanced.parent).out
+    assert f"made from: {PROMPT[:40]}" in shown
 
 
 def test_a_replay_lets_nobody_write(run_ltxgen, enhanced, no_writer, tmp_path):
