@@ -1,4 +1,4 @@
-"""Writing a prompt with Gemma 3 12B at full size, random weights: tokens a second, and peak memory against the forecast.
+"""Writing a prompt with Gemma 3 12B, random weights: tokens a second, and peak memory against the forecast.
 
     python tests/perf/enhance.py
 
