@@ -14,6 +14,9 @@ from ltxgen.config.errors import Problem, Refusal
 if TYPE_CHECKING:
     from ltxgen.models.text_encoder.chat import Chat
 
+# Gemma 3's, where config.json doesn't say.
+PICTURE_IDS: Mapping[str, int] = {"boi": 255_999, "image": 262_144, "eoi": 256_000}
+
 
 def load_chat(artifact: ResolvedArtifact) -> Chat:
     """Chat template and tokens of the `text_encoder` artifact; the embedded model's for the synthetic source.
@@ -80,13 +83,11 @@ def end_ids(folder: Path) -> Sequence[int]:
     return []
 
 
-def picture_ids(folder: Path) -> Mapping[str, int] | None:
-    """The tokens where a picture begins, of each piece of it, and where it ends; None where config.json lacks any, as
-    that of a Gemma which sees no pictures."""
+def picture_ids(folder: Path) -> Mapping[str, int]:
+    """The tokens where a picture begins, of each piece of it, and where it ends."""
     config = _read_json(folder / "config.json")
-    names = ("boi", "image", "eoi")
-    found = {name: config.get(f"{name}_token_index", config.get(f"{name}_token_id")) for name in names}
-    return None if None in found.values() else found
+    found = {name: config.get(f"{name}_token_index", config.get(f"{name}_token_id")) for name in PICTURE_IDS}
+    return {name: PICTURE_IDS[name] if id_ is None else id_ for name, id_ in found.items()}
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -37,7 +37,7 @@ class Chat:
         template: str,
         special_tokens: Mapping[str, str],
         end_ids: Sequence[int],
-        picture_ids: Mapping[str, int] | None,
+        picture_ids: Mapping[str, int],
         config: Mapping[str, Any],
     ) -> Self:
         """From a tokenizer.json, a chat template in Jinja and the names of special tokens by role (`bos_token`, ...).
@@ -45,20 +45,21 @@ class Chat:
         `picture_ids` are those of `boi`, `image` and `eoi`, where a picture begins, a piece of it and where it ends;
         `config` is the config.json of the Gemma that will answer.
         """
-        pictures = picture_ids or {}
         backend = PreTrainedTokenizerFast(tokenizer_file=tokenizer_file).backend_tokenizer
+        pictures = {f"{name}_token": backend.id_to_token(id_) for name, id_ in picture_ids.items()}
+        sees = bool(config.get("vision_config")) and None not in pictures.values()
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend,
             chat_template=template,
-            extra_special_tokens={f"{name}_token": backend.id_to_token(id_) for name, id_ in pictures.items()},
+            extra_special_tokens=pictures if sees else {},
             **special_tokens,
         )
-        side = config.get("vision_config", {}).get("image_size")
-        if not pictures or side is None:
+        if not sees:
             return cls(tokenizer, end_ids)
+        side = config["vision_config"]["image_size"]
         shrink = _ImageProcessor(size={"height": side, "width": side})
-        processor = Gemma3Processor(shrink, tokenizer, image_seq_length=config["mm_tokens_per_image"])
-        return cls(tokenizer, end_ids, processor)
+        num_pieces = config.get("mm_tokens_per_image", 256)
+        return cls(tokenizer, end_ids, Gemma3Processor(shrink, tokenizer, image_seq_length=num_pieces))
 
     def ask(self, instructions: str, message: str, picture: Tensor | None = None) -> dict[str, Tensor]:
         """The model's inputs, a batch of one, up to where the answer begins.
