@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.chat import chat_problems
 from ltxgen.artifacts.components import (
+    CHAT,
     COMPONENTS,
     TEXT_PROJECTIONS,
-    TOKENIZER,
     UPSCALERS,
     BuildOptions,
     ComponentSpec,
@@ -59,8 +60,12 @@ def check_artifacts(
         broken |= {name} if found else set()
     for name in components:
         source = artifacts.get(artifact_of(name))
-        if source is not None and source.name not in broken and name != TOKENIZER:
+        if source is None or source.name in broken:
+            continue
+        if name in COMPONENTS:
             problems += _at(source, component_problems(COMPONENTS[name], source, options))
+        elif name == CHAT and source.path is not None:
+            problems += _at(source, chat_problems(source.path))
     usable = {name: artifact for name, artifact in artifacts.items() if name not in broken}
     problems += _text_width_problems(usable, components)
     problems += _upscaler_problems(usable, components)

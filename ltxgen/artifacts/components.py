@@ -204,6 +204,12 @@ def _text_encoder(config: Config, options: BuildOptions) -> nn.Module:
     return GemmaTextEncoder(config)
 
 
+def _vision_tower(config: Config, options: BuildOptions) -> nn.Module:
+    from ltxgen.models.text_encoder.vision import GemmaVision
+
+    return GemmaVision(config)
+
+
 def _text_encoder_shapes(config: Config) -> Shapes:
     from ltxgen.models.text_encoder.layout import parameter_shapes
 
@@ -262,6 +268,16 @@ _VIDEO_CONNECTOR_PREFIX = f"{TRANSFORMER_PREFIX}video_embeddings_connector."
 _AUDIO_CONNECTOR_PREFIX = f"{TRANSFORMER_PREFIX}audio_embeddings_connector."
 
 _TRANSFORMER_KEYS = Prefixes(((TRANSFORMER_PREFIX, ""),), excluded=(_VIDEO_CONNECTOR_PREFIX, _AUDIO_CONNECTOR_PREFIX))
+_VISION_KEYS = Prefixes(
+    (
+        ("vision_tower.vision_model.", "vision_tower."),
+        ("model.vision_tower.vision_model.", "vision_tower."),
+        ("vision_tower.", "vision_tower."),
+        ("model.vision_tower.", "vision_tower."),
+        ("multi_modal_projector.", "multi_modal_projector."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+    )
+)
 _TEXT_PROJECTION_KEYS = Prefixes((("text_embedding_projection.", ""),))
 
 
@@ -275,6 +291,7 @@ COMPONENTS: Mapping[str, ComponentSpec] = {
     spec.name: spec
     for spec in (
         ComponentSpec("text_encoder", "text_encoder", _text_encoder, GemmaKeys(), shapes=_text_encoder_shapes),
+        ComponentSpec("vision_tower", "text_encoder", _vision_tower, _VISION_KEYS),
         ComponentSpec(
             "text_projection",
             "checkpoint",
@@ -352,11 +369,11 @@ COMPONENTS: Mapping[str, ComponentSpec] = {
     )
 }
 
-# The tokenizer is no module: it is loaded by load.load_tokenizer from the text encoder's folder.
-TOKENIZER = "tokenizer"
-COMPONENT_NAMES: tuple[str, ...] = (TOKENIZER, *COMPONENTS)
+# These are no modules: tokenizer.load_tokenizer and chat.load_chat read them from the text encoder's folder.
+TOKENIZER, CHAT = "tokenizer", "chat"
+COMPONENT_NAMES: tuple[str, ...] = (TOKENIZER, CHAT, *COMPONENTS)
 
 
 def artifact_of(component: str) -> str:
     """Name of the artifact that a component is cut from."""
-    return "text_encoder" if component == TOKENIZER else COMPONENTS[component].artifact
+    return "text_encoder" if component in (TOKENIZER, CHAT) else COMPONENTS[component].artifact

@@ -80,17 +80,25 @@ class GivenClip:
     path: str | None = None
 
 
+@dataclass(frozen=True)
+class GivenInstructions:
+    """A text file that tells Gemma how to write prompts."""
+
+    path: str | None = None
+
+
 Modality = Literal["video", "audio"]
 Size = Annotated[PositiveInt, Null(0)]
 
 
-GIVEN = ("images", "references", "reference_mask", "audio", "source", "span", "regenerate")
+GIVEN = ("instructions", "images", "references", "reference_mask", "audio", "source", "span", "regenerate")
 """What a request may start from: fields that are refused where no stage takes them, rather than ignored."""
 
 
 @dataclass(frozen=True)
 class Request:
     """What is asked for. Sizes in pixels, `fps` exact; a `negative_prompt` of null means the default one.
+    `original_prompt` is what `prompt` was written from, where it was: no stage sees it.
 
     A size or rate of null, 0 here, is that of `source`; a plan has put it in place. `span` is the part of `source` in
     seconds that is made anew, start and end, and `regenerate` what of it.
@@ -99,6 +107,8 @@ class Request:
     prompt: str
     default_negative_prompt: str
     negative_prompt: str | None = None
+    original_prompt: str | None = None
+    instructions: GivenInstructions = GivenInstructions()
     seed: Annotated[int, Check("must be between 0 and 2^63 - 1", lambda seed: 0 <= seed < 2**63)] = 10
     height: Size = 1024
     width: Size = 1536

@@ -91,8 +91,11 @@ class ParallelPlan:
 
     def tiles(self, tiles: Sequence[Tile], device_type: str) -> TileParallel:
         """The parallelism of a running stage that decodes `tiles`."""
-        axis = Axis() if self.shape.num_ranks == 1 else Axis.of_all_ranks(device_type)
-        return TileParallel(self.deal_tiles(tiles), axis)
+        return TileParallel(self.deal_tiles(tiles), self.all_ranks(device_type))
+
+    def all_ranks(self, device_type: str) -> Axis:
+        """Every rank of the run, in a running stage."""
+        return Axis() if self.shape.num_ranks == 1 else Axis.of_all_ranks(device_type)
 
 
 @dataclass(frozen=True, eq=False)

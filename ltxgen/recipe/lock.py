@@ -23,6 +23,19 @@ _DEFAULT_FOLDERS = ["./models"]
 _OWN_OUTPUT = ("log", "tensorboard")
 
 
+def settled(composed: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """`composed` with what stages made of the request in its place, and without these stages.
+
+    A stage says so by writing `<its name>.request`: fields of the request as they are from then on.
+    """
+    made = {name: state[f"{name}.request"] for name in composed["stages"] if f"{name}.request" in state}
+    request = dict(composed["request"])
+    for fields in made.values():
+        request |= fields
+    stages = {name: stage for name, stage in composed["stages"].items() if name not in made}
+    return {**composed, "request": request, "stages": stages}
+
+
 def write_recipe(composed: Mapping[str, Any], artifacts: Mapping[str, ResolvedArtifact], path: Path) -> None:
     """Write the locked recipe, with copies of the request's files beside it."""
     path.write_text(recipe_text(composed, artifacts, path.parent), encoding="utf-8")

@@ -54,8 +54,13 @@ class WallTime:
         )
 
 
-def write_manifest(plan: Plan, records: Mapping[str, StageRecord], wall: WallTime, path: Path) -> None:
-    """What the run was made from, where time went, and each stage's schedule, passes, seconds and peak memory."""
+def write_manifest(
+    plan: Plan, records: Mapping[str, StageRecord], wall: WallTime, request: Mapping[str, Any], path: Path
+) -> None:
+    """What the run was made from, where time went, and each stage's schedule, passes, seconds and peak memory.
+
+    `request` is the request as recipe.yaml has it.
+    """
     manifest = {
         **made_from(plan),
         "stages": {
@@ -77,6 +82,8 @@ def write_manifest(plan: Plan, records: Mapping[str, StageRecord], wall: WallTim
         },
         "notes": list(plan.notes),
     }
+    for name in ("prompt", "original_prompt"):
+        manifest["request"][name] = request.get(name)
     for name, artifact in plan.artifacts.items():
         manifest["artifacts"][name]["why"] = artifact.reason
     manifest["runtime"]["memory"] = plan.memory.forecast.policy if plan.memory else None

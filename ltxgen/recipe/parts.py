@@ -12,7 +12,8 @@ from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.cache_folder import cache_folder
-from ltxgen.artifacts.components import TOKENIZER, TRANSFORMERS, BuildOptions, artifact_of
+from ltxgen.artifacts.chat import load_chat
+from ltxgen.artifacts.components import CHAT, TOKENIZER, TRANSFORMERS, BuildOptions, artifact_of
 from ltxgen.artifacts.load import Loading, tensor_reader
 from ltxgen.artifacts.lora import IC_LORA, FusedLoras
 from ltxgen.artifacts.placement import WHOLE, Placement
@@ -69,6 +70,8 @@ class ArtifactParts:
     def build(self, request: PartRequest) -> Any:
         if request.name == TOKENIZER:
             return load_tokenizer(self._artifacts[artifact_of(request.name)])
+        if request.name == CHAT:
+            return load_chat(self._artifacts[artifact_of(request.name)])
         return self.finish(request, self.start(request).load())
 
     def start(self, request: PartRequest) -> Loading:

@@ -44,6 +44,7 @@ from ltxgen.recipe.sizes import with_source_sizes
 from ltxgen.recipe.tensorboard import lacking_tensorboard
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype, resolve_kernels
 from ltxgen.stage.denoise import NOISE, Denoise, DenoiseConfig
+from ltxgen.stage.enhance_prompt import EnhancePromptConfig
 from ltxgen.stage.protocol import Setting, Stage, request_fields, setting_for
 
 
@@ -192,10 +193,12 @@ def _check(files: Files, components: tuple[str, ...], options: BuildOptions) -> 
 
 def _built(recipe: Recipe, setting: Setting) -> dict[str, Stage]:
     stages: dict[str, Stage] = {}
-    denoised: tuple[str, ...] = ()
     for name, config in recipe.stages.items():
-        stages[name] = config.build(name, setting_for(config, dataclasses.replace(setting, denoised=denoised)))
-        denoised += (name,) if isinstance(config, DenoiseConfig) else ()
+        stages[name] = config.build(name, setting_for(config, setting))
+        if isinstance(config, DenoiseConfig):
+            setting = dataclasses.replace(setting, denoised=(*setting.denoised, name))
+        if isinstance(config, EnhancePromptConfig):
+            setting = dataclasses.replace(setting, enhanced=f"{name}.prompt")
     return stages
 
 
@@ -321,8 +324,14 @@ def _unused_problems(recipe: Recipe) -> list[Problem]:
     files = {f"{name}.path": value.path for name, value in given.items() if hasattr(value, "path")}
     lists = {name: value for name, value in given.items() if f"{name}.path" not in files}
     lists = {name: [getattr(each, "path", each) for each in value or ()] for name, value in lists.items()}
-    message = "no stage of this recipe takes it; leave it out, or choose a recipe that does (`ltxgen ls recipe`)"
-    return [Problem(f"request.{name}", value, message) for name, value in (files | lists).items() if value]
+    message = "no stage of this recipe takes it; leave it out, or {fix}"
+    fixes = {"instructions.path": "add enhance=gemma, which does"}
+    otherwise = "choose a recipe that does (`ltxgen ls recipe`)"
+    return [
+        Problem(f"request.{name}", value, message.format(fix=fixes.get(name, otherwise)))
+        for name, value in (files | lists).items()
+        if value
+    ]
 
 
 def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:

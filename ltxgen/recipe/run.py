@@ -34,7 +34,7 @@ from ltxgen.parallel.ending import discarded_unless_done
 from ltxgen.recipe.cache import open_cache
 from ltxgen.recipe.events import FOLLOWING, Events, following
 from ltxgen.recipe.executor import PartSource, StageExecutor, StageRecord
-from ltxgen.recipe.lock import recipe_text, write_recipe
+from ltxgen.recipe.lock import recipe_text, settled, write_recipe
 from ltxgen.recipe.manifest import WallTime, made_from, write_manifest
 from ltxgen.recipe.parts import ArtifactParts
 from ltxgen.recipe.plan import Plan
@@ -149,7 +149,7 @@ def _run_into(
         return WallTime.of(began, started, executor.first_step_at, records.values(), time.perf_counter())
 
     def about() -> str:
-        return Provenance(recipe_text(composed, plan.artifacts), made_from(plan)).as_comment()
+        return Provenance(recipe_text(settled(composed, state), plan.artifacts), made_from(plan)).as_comment()
 
     if ranks.is_main:
         with Hashing(each.path for each in plan.artifacts.values() if each.path is not None) as hashing:
@@ -163,11 +163,14 @@ def _run_into(
         return
     if recipe.output.tensors:
         save_file(tensors, folder / TENSORS)
+    composed = settled(composed, state)
+    if (prompt := composed["request"]["prompt"]) != recipe.request.prompt:
+        progress.note(f"the prompt that was made of the request's: {prompt}")
     write_recipe(composed, plan.artifacts, folder / "recipe.yaml")
     if recipe.output.tensors:
         shutil.copymode(folder / "recipe.yaml", folder / TENSORS)  # safetensors lets nobody else read
     took = wall(executor.records)
-    write_manifest(plan, executor.records, took, folder / MANIFEST)
+    write_manifest(plan, executor.records, took, composed["request"], folder / MANIFEST)
     progress.note(f"run: {took}")
     events.end(took)
 

@@ -52,6 +52,8 @@ def show_made(made: Provenance, console: Console) -> None:
     versions, runtime = _part(manifest, "versions"), _part(manifest, "runtime")
     console.print(_plain(manifest.get("recipe")), style="bold")
     console.print(_plain(f"prompt: {request.get('prompt')}"))
+    if request.get("original_prompt"):
+        console.print(_plain(f"made from: {request['original_prompt']}"))
     size = f"{request.get('width')}x{request.get('height')}, {request.get('num_frames')} frames"
     console.print(_plain(f"{size} at {request.get('fps')} per second, seed {request.get('seed')}"))
     console.print(_plain(", ".join(f"{name} {value}" for name, value in runtime.items())))

@@ -31,15 +31,16 @@ class EncodePromptConfig:
 
 
 class EncodePrompt:
-    """Writes `<name>.context`."""
+    """Writes `<name>.context`; reads the prompt that an earlier stage has written in place of the request's."""
 
-    reads = ()
     size_multiple = 1
     num_passes = 0
     makes_stream = False
     work = None
 
     def __init__(self, config: EncodePromptConfig, name: str, setting: Setting) -> None:
+        self.enhanced = setting.enhanced
+        self.reads = (self.enhanced,) if self.enhanced else ()
         self.prompts = {"positive": setting.request.prompt}
         if config.negative:
             self.prompts["negative"] = negative_prompt(setting)
@@ -63,17 +64,22 @@ class EncodePrompt:
         return STATE_COPIES * states * self.setting.dtype.itemsize
 
     def describe(self) -> dict[str, Any]:
-        return {"prompts": dict(self.prompts)}
+        return {"prompts": self._with(self.enhanced)}
 
     def run(self, state: Mapping[str, Any], parts: Mapping[str, Any], context: RunContext) -> dict[str, Any]:
-        context.progress.begin(len(self.prompts), unit="prompt")
+        prompts = self._with(state[self.enhanced] if self.enhanced else None)
+        context.report("prompts", prompts)
+        context.progress.begin(len(prompts), unit="prompt")
         encoded = {}
-        for which, prompt in self.prompts.items():
+        for which, prompt in prompts.items():
             encoded[which] = self._encode(prompt, parts)
             for modality in ("video", "audio") if self.video else ("audio",):
                 context.record(f"context.{modality}.{which}", getattr(encoded[which], modality))
             context.progress.advance()
         return {self.writes[0]: Contexts(encoded["positive"], encoded.get("negative"))}
+
+    def _with(self, enhanced: str | None) -> dict[str, str]:
+        return self.prompts if enhanced is None else {**self.prompts, "positive": enhanced}
 
     def _encode(self, prompt: str, parts: Mapping[str, Any]) -> Context:
         ids, mask = (tensor.to(self.device) for tensor in parts["tokenizer"](prompt))

@@ -40,7 +40,8 @@ class Setting:
     `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Stages
     ask for the files, and what they then know of their work decides about the ranks: a plan builds its stages anew each
     time that it knows more. Denoising steps of up to `graphed_tokens` video tokens are recorded as CUDA graphs.
-    `denoised` names the denoise stages before this one.
+    `denoised` names the denoise stages before this one, `enhanced` the prompt of the state that stands for the
+    request's.
     """
 
     request: Request
@@ -51,6 +52,7 @@ class Setting:
     parallel: ParallelPlan | None = None
     graphed_tokens: int = 0
     denoised: tuple[str, ...] = ()
+    enhanced: str | None = None
 
     @property
     def last_denoised(self) -> str:
@@ -59,9 +61,11 @@ class Setting:
 
 
 def request_fields(config: Any) -> tuple[str, ...]:
-    """The fields of the request that a stage of this config can see: its class's `request_fields`, or all but the seed,
-    which stages know as the run's noise. They are part of what its output is stored under."""
-    every = tuple(field.name for field in dataclasses.fields(Request) if field.name != "seed")
+    """The fields of the request that a stage of this config can see: its own `request_fields`, or all but the seed,
+    which stages know as the run's noise, and `original_prompt`, of which nothing is made any more. They are part of
+    what its output is stored under."""
+    unseen = ("seed", "original_prompt")
+    every = tuple(field.name for field in dataclasses.fields(Request) if field.name not in unseen)
     return getattr(config, "request_fields", every)
 
 

@@ -108,6 +108,6 @@ def test_longest_module_prefix_decides_the_file_key():
 
 
 def test_every_component_has_an_artifact():
-    assert len(COMPONENT_NAMES) == 17
+    assert len(COMPONENT_NAMES) == 19
     assert artifact_of("tokenizer") == "text_encoder"
     assert artifact_of("vocoder") == "checkpoint"

@@ -65,11 +65,11 @@ def _load_json(folder: Path) -> tuple[Callable[[str], list[int]], int, int]:
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
     vocabulary = tokenizer.get_vocab()
 
-    bos = _special_token(config, "bos_token", "<bos>")
+    bos = special_token(config, "bos_token", "<bos>")
     if bos not in vocabulary:
         raise ValueError(f"tokenizer in {folder}: its vocabulary lacks the BOS token {bos!r}; Gemma 3 has one")
     # A tokenizer without a pad token pads with EOS.
-    candidates = [_special_token(config, "pad_token", "<pad>"), _special_token(config, "eos_token", "<eos>")]
+    candidates = [special_token(config, "pad_token", "<pad>"), special_token(config, "eos_token", "<eos>")]
     pad = next((token for token in candidates if token in vocabulary), None)
     if pad is None:
         raise ValueError(f"tokenizer in {folder}: its vocabulary lacks a pad token; none of {candidates} is in it")
@@ -80,7 +80,7 @@ def _load_json(folder: Path) -> tuple[Callable[[str], list[int]], int, int]:
     return encode, vocabulary[bos], vocabulary[pad]
 
 
-def _special_token(config: Mapping[str, Any], role: str, default: str) -> str:
+def special_token(config: Mapping[str, Any], role: str, default: str) -> str:
     """A token's string out of tokenizer_config.json, which spells it as that or as an object with `content`."""
     token = config.get(role) or default
     return token["content"] if isinstance(token, Mapping) else token
