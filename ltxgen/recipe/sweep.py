@@ -59,6 +59,7 @@ class Sweep:
 
     def __init__(self, debug: bool = False) -> None:
         self._debug = debug
+        self._continues = False
         self._session = Session()
         self._folder: SweepFolder | None = None
 
@@ -83,7 +84,8 @@ class Sweep:
 
     def resume(self, path: Path) -> list[Path]:
         """Run the jobs of the sweep in `path` that failed or were not reached, as they were composed, and those whose
-        folder isn't whole; returns the folders of all."""
+        folder isn't whole; one that was interrupted goes on. Returns the folders of all."""
+        self._continues = True
         self._folder = folder = SweepFolder(path)
         _ = folder.record  # or refused, before anything is made there
         with folder.alone():
@@ -100,10 +102,11 @@ class Sweep:
             alike = list(group)
             if (alike[0].parallel.num_processes or 1) > 1:
                 self._session.close()  # the ranks need the memory
-                _launch(folder, alike, self._debug)
+                _launch(folder, alike, self._debug, self._continues)
             else:
                 with create_progress() as progress:
-                    _walk(Walk(folder, self._session, progress, debug=self._debug), alike)
+                    walk = Walk(folder, self._session, progress, debug=self._debug, continues=self._continues)
+                    _walk(walk, alike)
 
     def _run_as_ranks(self, jobs: Sequence[Job]) -> list[Path]:
         """As one of the ranks that accelerate started by hand, each of which composed all jobs."""
@@ -190,13 +193,15 @@ def _size(plan: Plan, name: str) -> int:
 
 @dataclass(frozen=True)
 class Walk:
-    """What a process needs to run jobs one after another. `claim`, where several do, says whether a job is its own."""
+    """What a process needs to run jobs one after another. `claim`, where several do, says whether a job is its own;
+    with `continues`, jobs that were interrupted go on where they were."""
 
     folder: SweepFolder
     session: Session
     progress: Progress
     ranks: Ranks = ONE_PROCESS
     debug: bool = False
+    continues: bool = False
     claim: Callable[[int], bool] = lambda number: True
     num_workers: int = 1
 
@@ -225,7 +230,7 @@ def _run_one(walk: Walk, job: PlannedJob, coming: Sequence[Plan]) -> str | None:
     """Run a job; returns what it failed with. Its error, with all that hangs on it, is gone by then."""
     try:
         parts = walk.session.parts(job.plan, coming, walk.progress.note)
-        run_plan(job.plan, job.config, walk.progress, walk.ranks, parts)
+        run_plan(job.plan, job.config, walk.progress, walk.ranks, parts, continues=walk.continues)
     except Exception as error:
         if walk.ranks.world_size > 1:
             raise  # the others wait for this rank
@@ -244,7 +249,7 @@ def _announce(walk: Walk, job: PlannedJob) -> None:
     walk.progress.job(SweepProgress(name, len(entries), len(ended), seconds, walk.num_workers))
 
 
-def _launch(folder: SweepFolder, jobs: Sequence[PlannedJob], debug: bool) -> None:
+def _launch(folder: SweepFolder, jobs: Sequence[PlannedJob], debug: bool, continues: bool) -> None:
     """Run jobs on ranks, all in one launch. When one breaks it, the others get another."""
     parallel = jobs[0].parallel
     writes = _writes(jobs)
@@ -254,7 +259,8 @@ def _launch(folder: SweepFolder, jobs: Sequence[PlannedJob], debug: bool) -> Non
             frozen, claims = Path(scratch) / "jobs.json", Path(scratch) / "claims"
             claims.mkdir()
             stored = [{"number": job.number, "overrides": job.overrides, "config": job.config} for job in left]
-            sha256 = freeze({"folder": str(folder.path.absolute()), "jobs": stored}, frozen)
+            kept = {"folder": str(folder.path.absolute()), "jobs": stored, "continues": continues}
+            sha256 = freeze(kept, frozen)
             words = ["sweep-rank", str(frozen), sha256, str(claims), *(["--debug"] if debug else [])]
             try:
                 launch(parallel, words, Path(scratch) / "logs")
@@ -293,18 +299,18 @@ def run_as_sweep_rank(frozen: Path, sha256: str, claims: Path, debug: bool = Fal
     """Run as one of the ranks that `_launch` started."""
     stored = thaw(frozen, sha256)
     jobs = [Job(each["number"], each["overrides"], each["config"]) for each in stored["jobs"]]
-    folder, session = SweepFolder(Path(stored["folder"])), Session()
+    folder, session, continues = SweepFolder(Path(stored["folder"])), Session(), stored["continues"]
     if jobs[0].config["parallel"]["kind"] == JOBS:
         local_rank, num_workers = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
         alone = Ranks(rank=0, world_size=1, local_rank=local_rank)
         planned = plan_jobs(jobs, alone)
         with create_progress("auto" if local_rank == 0 else "quiet") as progress, session:
             claim = lambda number: _claim(claims, number)  # noqa: E731
-            _walk(Walk(folder, session, progress, alone, debug, claim, num_workers), planned)
+            _walk(Walk(folder, session, progress, alone, debug, continues, claim, num_workers), planned)
         return
     ranks = start_ranks()
     with _progress(ranks) as progress, session:
-        _walk(Walk(folder, session, progress, ranks, debug), _agreed(jobs, ranks))
+        _walk(Walk(folder, session, progress, ranks, debug, continues), _agreed(jobs, ranks))
 
 
 def _agreed(jobs: Sequence[Job], ranks: Ranks) -> list[PlannedJob]:

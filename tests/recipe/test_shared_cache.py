@@ -99,7 +99,7 @@ def check(tmp_path: Path, undisturbed: tuple[dict[str, bytes], dict[str, str]]) 
 
 
 def left_half_written(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob(".*") if path.name != ".lock")
+    return (path for path in folder.rglob(".*") if not path.name.endswith(".lock"))
 
 
 def test_two_sweeps_at_once(sweeping, own_cache: Path, tmp_path: Path, undisturbed):
