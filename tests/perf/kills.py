@@ -1,6 +1,6 @@
 """Kills runs and sweeps of the embedded model at random moments, resumes them, and compares with undisturbed ones.
 
-    python tests/perf/kills.py [KILLS [SEED]]
+    PYTHONPATH=. python tests/perf/kills.py [KILLS [SEED]]
 
 Each of the KILLS hits a run, and as many a sweep, in a process that is forked off this one, which has imported
 everything that a run needs. A table of where each was hit; exit code 1 if a result differs or anything is left behind.
