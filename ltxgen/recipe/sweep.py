@@ -18,10 +18,11 @@ from pathlib import Path
 
 from ltxgen.config.errors import JobsFailed, Problem, Refusal
 from ltxgen.config.recipe import parse_recipe
+from ltxgen.media.files import check_free_space
 from ltxgen.media.gallery import write_gallery
 from ltxgen.parallel.ending import RankFailure, exit_on_signals, is_rank
 from ltxgen.parallel.launch import LaunchConfig, agree, check_world_size, freeze, launch, thaw
-from ltxgen.recipe.plan import Plan, make_plan
+from ltxgen.recipe.plan import Plan, make_plan, output_bytes
 from ltxgen.recipe.run import run_plan
 from ltxgen.recipe.session import Session, part_key
 from ltxgen.recipe.sweep_folder import Job, SweepFolder, failed_message
@@ -76,6 +77,7 @@ class Sweep:
         if not _writes(planned):
             self._run(folder, planned)
             return []
+        _require_space(folder, planned)
         with folder.alone():
             folder.begin(jobs, anew=anew)
             self._folder = folder
@@ -90,6 +92,7 @@ class Sweep:
         _ = folder.record  # or refused, before anything is made there
         with folder.alone():
             planned = plan_jobs(folder.unfinished())
+            _require_space(folder, planned)
             folder.reopen(planned)
             self._run(folder, planned)
         return _finished(folder, planned, everything=True)
@@ -118,6 +121,7 @@ class Sweep:
         planned = _agreed(jobs, ranks)
         folder = SweepFolder(_folder_of(planned))
         if ranks.is_main:
+            _require_space(folder, planned)
             folder.begin(planned, anew=self._folder is None)
         self._folder = folder
         with _progress(ranks) as progress:
@@ -158,6 +162,13 @@ def plan_jobs(jobs: Sequence[Job], ranks: Ranks = ONE_PROCESS) -> list[PlannedJo
     if problems:
         raise Refusal(problems)
     return planned
+
+
+def _require_space(folder: SweepFolder, jobs: Sequence[PlannedJob]) -> None:
+    """Refusal where the disk has room for each of the jobs, but not for all of them."""
+    wrong = check_free_space(folder.path, sum(output_bytes(job.plan.recipe) for job in jobs))
+    if wrong:
+        raise Refusal([Problem("output.dir", str(folder.path), f"for {len(jobs)} jobs, {wrong}")])
 
 
 def ordered(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from children import ended, started
 
 from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.recipe.cache import stages_folder
@@ -19,22 +19,6 @@ from ltxgen.recipe.store import Store
 SWEEP = ("stages.refine.loras.distilled=0.5,1.0", "request.seed=1,2", "stages.write.crf=0", "cache=auto")
 JOBS = 4
 RESULTS = ("contact_sheet.png", "recipe.yaml", "video.mp4")
-
-
-def started(work: Callable[[], int]) -> int:
-    """Begin `work` in a fork of this process, which exits with what it returns; gives the child's number."""
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    return child
-
-
-def exit_code(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def results(sweep: Path) -> dict[str, bytes]:
@@ -104,7 +88,7 @@ def left_half_written(folder: Path) -> Iterator[Path]:
 
 def test_two_sweeps_at_once(sweeping, own_cache: Path, tmp_path: Path, undisturbed):
     children = [sweeping(name) for name in "ab"]
-    assert [exit_code(child) for child in children] == [0, 0]
+    assert [ended(child) for child in children] == [0, 0]
     store = check(tmp_path, undisturbed)
     assert {entry.key for entry in store.entries()} == set(undisturbed[1])
 
@@ -126,9 +110,9 @@ def test_two_sweeps_whose_outputs_are_dropped_meanwhile(
         return 0
 
     meddler = started(meddle)
-    codes = [exit_code(child) for child in children]
+    codes = [ended(child) for child in children]
     (tmp_path / "stop").touch()
-    meddled = exit_code(meddler)
+    meddled = ended(meddler)
     with suppress(FileNotFoundError):
         pytest.fail((tmp_path / "meddler.log").read_text())
     assert (codes, meddled) == ([0, 0], 0)
