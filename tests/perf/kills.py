@@ -25,6 +25,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import psutil
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
@@ -93,23 +94,29 @@ def here(folder: Path, *words: str) -> int:
 
 
 def run(folder: Path, *words: str) -> float:
-    """Run to the end; returns the seconds."""
-    started = time.monotonic()
-    code = os.waitstatus_to_exitcode(os.waitpid(begin(folder, *words), 0)[1])
+    """Run to the end; returns the seconds of CPU time that it took."""
+    _, status, used = os.wait4(begin(folder, *words), 0)
+    code = os.waitstatus_to_exitcode(status)
     if code:
         sys.exit(f"ltxgen {' '.join(words)}: exit code {code}\n{(folder / 'log').read_text()}")
-    return time.monotonic() - started
+    return used.ru_utime + used.ru_stime
 
 
 def kill(folder: Path, seconds: float, *words: str) -> bool:
-    """Begin, and kill after so many seconds; returns whether it was still at it."""
+    """Begin, and kill once it has used so many seconds of CPU time; returns whether it was still at it."""
     child = begin(folder, *words)
-    time.sleep(seconds)
+    while _cpu_seconds(child) < seconds and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status):
         sys.exit(f"ltxgen {' '.join(words)} failed\n{(folder / 'log').read_text()}")
     return os.WIFSIGNALED(status)
+
+
+def _cpu_seconds(child: int) -> float:
+    times = psutil.Process(child).cpu_times()
+    return float(times.user + times.system)
 
 
 @dataclass(frozen=True)
