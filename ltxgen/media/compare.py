@@ -19,10 +19,13 @@ from torch import Tensor
 
 from ltxgen.config.errors import MISSING, Problem, Refusal
 from ltxgen.media.read import Clip, read_video
+from ltxgen.media.sound import BadMedia, Sound, read_sound
 
 TENSORS_NAME = "tensors.safetensors"
 VIDEO_NAME = "video.mp4"
+SOUND_NAME = "sound.wav"
 
+_NO_LATENTS = f"latents: not in both (they need {TENSORS_NAME}, which output.tensors=true writes)"
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
@@ -109,11 +112,12 @@ def compare_tensors(tensor: Tensor, reference: Tensor) -> float:
 
 
 def compare_runs(a: Path | str, b: Path | str, *, every_tensor: bool = False) -> RunComparison:
-    """Compare run folders (or single .safetensors or video files); `b` is the reference.
+    """Compare run folders (or single .safetensors, video or .wav files); `b` is the reference.
 
     When both have `tensors.safetensors`, frames, sound, contexts and final latents come from there (with
     `every_tensor`, every floating-point tensor that both hold, to see where two runs part); otherwise frames and
-    sound come from the videos. Raises Refusal when a file is missing or unreadable, or shapes differ.
+    sound come from the videos, or where there are none the sound from `sound.wav`. Raises Refusal when a file is
+    missing or unreadable, or shapes differ.
     """
     a, b = Path(a), Path(b)
     missing = [
@@ -129,6 +133,9 @@ def compare_runs(a: Path | str, b: Path | str, *, every_tensor: bool = False) ->
     videos = [_file_of(path, VIDEO_NAME, "*.mp4") for path in (a, b)]
     if videos[0] and videos[1]:
         return _compare_videos(videos[0], videos[1])
+    sounds = [_file_of(path, SOUND_NAME, "*.wav") for path in (a, b)]
+    if sounds[0] and sounds[1]:
+        return _compare_sounds(sounds[0], sounds[1])
     problems = [
         Problem(f"compare.{side}", str(path), _nothing_to_compare(path, other))
         for side, path, video, other in (("a", a, videos[0], b), ("b", b, videos[1], a))
@@ -189,11 +196,23 @@ def _compare_videos(a: Path, b: Path) -> RunComparison:
         audio = compare_audio(left.waveform, right.waveform)
     else:
         left_out.append("audio: not in both")
-    left_out.append(f"latents: not in both (they need {TENSORS_NAME}, which output.tensors=true writes)")
-    return RunComparison("videos", compare_frames(left.frames, right.frames), audio, {}, tuple(left_out))
+    frames = compare_frames(left.frames, right.frames)
+    return RunComparison("videos", frames, audio, {}, (*left_out, _NO_LATENTS))
 
 
-def _sound_shapes(left: Clip, right: Clip) -> list[tuple[str, object, object]]:
+def _compare_sounds(a: Path, b: Path) -> RunComparison:
+    left, right = _heard(a, "a"), _heard(b, "b")
+    problems = [
+        Problem(f"compare.{name}", f"{ours} and {theirs}", "these differ; compare runs of one request")
+        for name, ours, theirs in _sound_shapes(left, right)
+        if ours != theirs
+    ]
+    if problems:
+        raise Refusal(problems)
+    return RunComparison("sounds", audio=compare_audio(left.waveform, right.waveform), left_out=(_NO_LATENTS,))
+
+
+def _sound_shapes(left: Clip | Sound, right: Clip | Sound) -> list[tuple[str, object, object]]:
     if left.waveform is None or right.waveform is None:
         return []
     return [
@@ -214,8 +233,8 @@ def _is_result(name: str) -> bool:
 def _file_of(place: Path, name: str, pattern: str) -> Path | None:
     """`place` itself if it is such a file; in a folder the file called `name`, or else the only one of that kind."""
     if place.is_file():
-        is_tensors = place.suffix == ".safetensors"
-        return place if is_tensors == (name == TENSORS_NAME) else None
+        kinds = {".safetensors": TENSORS_NAME, ".wav": SOUND_NAME}
+        return place if kinds.get(place.suffix, VIDEO_NAME) == name else None
     if (place / name).is_file():
         return place / name
     found = sorted(place.glob(pattern))
@@ -224,8 +243,8 @@ def _file_of(place: Path, name: str, pattern: str) -> Path | None:
 
 def _nothing_to_compare(path: Path, other: Path) -> str:
     if path.is_file():
-        return f"is a tensor file and '{other}' has none; give two files or folders of one kind"
-    return f"holds neither {TENSORS_NAME} nor {VIDEO_NAME} to compare with '{other}'"
+        return f"is no file of a kind that '{other}' has as well; give two files or folders of one kind"
+    return f"holds no {TENSORS_NAME}, {VIDEO_NAME} or {SOUND_NAME} to compare with '{other}'"
 
 
 def _opened(path: Path, side: str) -> safe_open:
@@ -240,6 +259,16 @@ def _decoded(path: Path, side: str) -> Clip:
         return read_video(path)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise Refusal([Problem(f"compare.{side}", str(path), f"is no readable video ({error})")]) from error
+
+
+def _heard(path: Path, side: str) -> Sound:
+    try:
+        sound = read_sound(path)
+        if sound is None:
+            raise BadMedia("has no sound")
+    except BadMedia as error:
+        raise Refusal([Problem(f"compare.{side}", str(path), str(error))]) from error
+    return sound
 
 
 def _require_equal_shapes(name: str, a: Tensor, b: Tensor) -> None:
