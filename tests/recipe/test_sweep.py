@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,6 +78,16 @@ def test_what_a_sweep_leaves(nine: Path):
 
 def test_each_component_is_loaded_once(nine: Path):
     assert record_of(nine)["loads"] == dict.fromkeys(COMPONENTS, 1)
+
+
+def test_with_the_cache_only_what_changed_runs(run_ltxgen, tiny_words, tmp_path: Path):
+    """Three strengths and three seeds: the prompt once, base once a seed, refine every time; weights once."""
+    words = (*tiny_words, *LATENTS_ONLY, STRENGTHS, SEEDS, "cache=auto", f"cache.folder={tmp_path / 'cache'}")
+    assert run_ltxgen("-m", *words, "output.dir=out", cwd=tmp_path).code == 0
+    manifests = [json.loads((tmp_path / "out" / str(job) / "manifest.json").read_text()) for job in range(9)]
+    ran = Counter(name for each in manifests for name, stage in each["stages"].items() if stage["from"] == "run")
+    assert [ran[name] for name in ("prompt", "base", "upsample", "refine")] == [1, 3, 3, 9]
+    assert record_of(tmp_path / "out")["loads"] == dict.fromkeys(COMPONENTS, 1)
 
 
 @pytest.mark.parametrize("number", [1, 5])
