@@ -107,8 +107,11 @@ def forget_runs(older_than_seconds: float = 0.0) -> int:
             if time.time() - state.stat().st_mtime < older_than_seconds:
                 continue
             with locked(_lock(state)) as alone:
-                if alone:
+                if not alone:
+                    continue
+                try:
                     shutil.rmtree(state)
-                    _lock(state).unlink()
                     forgotten += 1
+                finally:
+                    _lock(state).unlink()  # made just now, if the run ended meanwhile
     return forgotten

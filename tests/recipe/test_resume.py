@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from children import die, killed_at_call, was_killed
+from children import die, ended, killed_at_call, started, was_killed
 from safetensors.torch import load_file
 
 from ltxgen.artifacts.cache_folder import cache_folder
@@ -182,6 +182,27 @@ def test_runs_that_are_not_resumed_are_forgotten(tmp_path, tiny_set, monkeypatch
         pass
     assert (run_state(tmp_path / "old").exists(), run_state(tmp_path / "new").exists()) == (False, True)
     assert forget_runs() == 1
+
+
+def test_runs_begin_and_end_while_another_process_forgets_what_it_can(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTXGEN_CACHE", str(tmp_path / "cache"))
+    state = run_state(tmp_path / "out")
+
+    def forget() -> None:
+        while not (tmp_path / "stop").exists():
+            forget_runs()
+
+    child = started(forget)
+    said: list[str] = []
+    try:
+        for _ in range(100):
+            with resumable(tmp_path / "out", {}, said.append):
+                assert (state / "config.json").exists()
+    finally:
+        (tmp_path / "stop").touch()
+        code = ended(child)
+    assert (code, said) == (0, [])
+    assert list(state.parent.iterdir()) == []
 
 
 def test_a_cache_folder_that_can_not_be_written_only_ends_the_resuming(tmp_path, monkeypatch):
