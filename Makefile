@@ -4,8 +4,6 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Without a GPU, torch is pinned to the CPU build that the tests were run with.
 CONSTRAINTS ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo constraints/cpu.txt)
-# Tests run side by side, a file at a time; on a GPU one after another, since they share its memory.
-TEST_WORKERS ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 0 || echo logical)
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS))
 
 .PHONY: demo test check lint clean
@@ -15,7 +13,7 @@ demo: $(VENV)/installed
 	@echo "The weights of this model are random: it shows that everything runs, not what LTX-2.3 can do."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest
 
 check: lint test
 
