@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,3 +21,16 @@ def cache_folder() -> Path:
     if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
         return Path(local) / "ltxgen"
     return Path.home() / ".cache" / "ltxgen"
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[Path]:
+    """Wait until no other process is in a block of this name; gives the cache folder, which is there then.
+
+    The system gives up the lock of a process that ends in any way. Raises OSError where the folder can't be written.
+    """
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ltxgen.artifacts.cache_folder import cache_folder
+from ltxgen.artifacts.cache_folder import cache_folder, one_at_a_time
 
 CHUNK_BYTES = 16 * 1024 * 1024
 _FOLDER = "|folder"  # behind the path of one; behind a file's stand its size and time
@@ -89,10 +88,9 @@ def remembered_places(digest: str) -> list[Path]:
 
 def _remember(key: str, digest: str) -> None:
     with _REMEMBERED:
-        remembered = _load()
-        _computed[key] = digest
-        if remembered.get(key) != digest:
-            _store({**remembered, key: digest})
+        if _load().get(key) != digest:
+            _computed[key] = digest
+            _store(key, digest)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -116,13 +114,11 @@ def _load() -> dict[str, str]:
         return dict(_computed)
 
 
-def _store(digests: dict[str, str]) -> None:
-    folder = cache_folder()
+def _store(key: str, digest: str) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".sha256-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(digests, file, indent=0)
-        os.replace(name, folder / "sha256.json")
+        with one_at_a_time("sha256") as folder:
+            partial = folder / ".sha256.partial"  # one name: what a killed process left of it is written over
+            partial.write_text(json.dumps({**_load(), key: digest}, indent=0), encoding="utf-8")
+            os.replace(partial, folder / "sha256.json")
     except OSError:
         return  # a read-only or full cache folder only means that the digest is computed again next time

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 import torch
 
 from ltxgen.artifacts.artifact import ArtifactSpec, ResolvedArtifact
-from ltxgen.artifacts.cache_folder import cache_folder
+from ltxgen.artifacts.cache_folder import cache_folder, one_at_a_time
 from ltxgen.artifacts.components import COMPONENTS, UPSCALERS, BuildOptions
 from ltxgen.artifacts.lora import linear_weights, synthetic_lora_shapes
 from ltxgen.artifacts.safetensors_file import write_safetensors
@@ -123,27 +121,36 @@ def embedded_file(name: str) -> Path:
 def embedded_folder(model: EmbeddedModel = LTX23_TINY) -> Path:
     """The embedded model's folder, complete; made on first use and again when a file of it is gone or cut short.
 
-    Safe for concurrent processes: each builds aside, and the first to rename wins. Raises EmbeddedModelError when the
-    cache folder can't be written.
+    Built aside and renamed, by one process at a time; the others wait. Raises EmbeddedModelError when the cache folder
+    can't be written.
     """
-    parent = cache_folder()
-    final = parent / f"{model.name}-{_fingerprint(model)}"
+    final = cache_folder() / f"{model.name}-{_fingerprint(model)}"
     if _is_complete(final):
         return final
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=parent, prefix=f".{model.name}-"))
-        try:
-            write_embedded_model(building, model)
-            _move_into_place(building, final)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+        with one_at_a_time(model.name) as parent:
+            if not _is_complete(final):
+                _build(parent / f".{model.name}.partial", final, model)
     except OSError as error:
         reason = error.strerror or str(error)
         raise EmbeddedModelError(
-            f"the embedded model can't be written to {parent} ({reason}): set LTXGEN_CACHE to a folder with 50 MB free"
+            f"the embedded model can't be written to {final.parent} ({reason}): "
+            "set LTXGEN_CACHE to a folder with 50 MB free"
         ) from error
     return final
+
+
+def _build(building: Path, final: Path, model: EmbeddedModel) -> None:
+    """By way of a folder of one name: what a killed process left there goes."""
+    for left in (building, final):
+        if left.exists():
+            shutil.rmtree(left)
+    building.mkdir()
+    try:
+        write_embedded_model(building, model)
+        building.rename(final)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def write_embedded_model(folder: Path, model: EmbeddedModel = LTX23_TINY) -> None:
@@ -304,15 +311,3 @@ def _is_complete(folder: Path) -> bool:
 def _fingerprint(model: EmbeddedModel) -> str:
     text = json.dumps([VERSION, SEED, architecture(model.name)], sort_keys=True)
     return f"v{VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _move_into_place(building: Path, final: Path) -> None:
-    if final.exists() and not _is_complete(final):
-        broken = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}-broken-"))
-        os.replace(final, broken)
-        shutil.rmtree(broken, ignore_errors=True)
-    try:
-        os.rename(building, final)
-    except OSError:
-        if not _is_complete(final):  # otherwise another process was faster, with the same content
-            raise

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -44,8 +47,7 @@ class SweepLauncher(Launcher):
     """Calls the application's `RunJobs`; for a sweeper that needs results to go on, again and again."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self._loader = hydra_context.config_loader
-        self._config = config
+        self._compositions = Compositions(cast(ConfigLoaderImpl, hydra_context.config_loader), config)
         self._run_jobs: RunJobs = getattr(task_function, RUN_JOBS)
         self._folder: tuple[str, Path] | None = None  # output.dir as it is written, and as the first job resolves it
 
@@ -64,7 +66,7 @@ class SweepLauncher(Launcher):
 
     def _composed(self, overrides: Sequence[str], number: int) -> Mapping[str, Any]:
         """The job's config as plain data, without Hydra's part."""
-        config = self._loader.load_sweep_config(self._config, list(overrides))
+        config = self._compositions.compose(overrides)
         with open_dict(config):
             config.hydra.job.id = str(number)
             config.hydra.job.num = number
@@ -81,6 +83,41 @@ class SweepLauncher(Launcher):
             raise Refusal([Problem("output.dir", written, message)])
         data["output"]["dir"] = str(self._folder[1] / str(number))
         return data
+
+
+class Compositions:
+    """Composes jobs as `load_sweep_config` of Hydra's `loader` would, from `config`, the sweep's.
+
+    Files are read and merged once for all jobs that choose the same ones; only values are set for each.
+    """
+
+    def __init__(self, loader: ConfigLoaderImpl, config: DictConfig) -> None:
+        self._loader = loader
+        self._config = config
+        self._known: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        choices = tuple(word for word, each in zip(overrides, parsed, strict=True) if not self._is_value(each))
+        if choices not in self._known:
+            self._known[choices] = self._loader.load_sweep_config(self._config, list(choices))
+        config = copy.deepcopy(self._known[choices])
+        self._loader._apply_overrides_to_config([each for each in parsed if self._is_value(each)], config)
+        _tell_overrides([each for each in parsed if not each.is_hydra_override()], config)
+        return config
+
+    def _is_value(self, override: Override) -> bool:
+        """As Hydra tells apart what sets a value from what chooses a file."""
+        chooses = self._loader.repository.group_exists(override.key_or_group) and not isinstance(override.value(), dict)
+        return not chooses and not override.is_hydra_override()
+
+
+def _tell_overrides(overrides: Sequence[Override], config: DictConfig) -> None:
+    """Write down in Hydra's own part, which others may refer to, what a job's words are."""
+    job = config.hydra.job
+    with open_dict(config.hydra):
+        config.hydra.overrides.task = [each.input_line for each in overrides]
+        job.override_dirname = get_overrides_dirname(list(overrides), **job.config.override_dirname)
 
 
 class ProductSweeper(Sweeper):

@@ -116,8 +116,8 @@ def compare_runs(a: Path | str, b: Path | str, *, every_tensor: bool = False) ->
 
     When both have `tensors.safetensors`, frames, sound, contexts and final latents come from there (with
     `every_tensor`, every floating-point tensor that both hold, to see where two runs part); otherwise frames and
-    sound come from the videos, or sound alone from `sound.wav`. Raises Refusal when a file is missing or unreadable, or
-    shapes differ.
+    sound come from the videos, or where there are none the sound from `sound.wav`. Raises Refusal when a file is
+    missing or unreadable, or shapes differ.
     """
     a, b = Path(a), Path(b)
     missing = [
@@ -196,19 +196,23 @@ def _compare_videos(a: Path, b: Path) -> RunComparison:
         audio = compare_audio(left.waveform, right.waveform)
     else:
         left_out.append("audio: not in both")
-    left_out.append(_NO_LATENTS)
-    return RunComparison("videos", compare_frames(left.frames, right.frames), audio, {}, tuple(left_out))
+    frames = compare_frames(left.frames, right.frames)
+    return RunComparison("videos", frames, audio, {}, (*left_out, _NO_LATENTS))
 
 
 def _compare_sounds(a: Path, b: Path) -> RunComparison:
     left, right = _heard(a, "a"), _heard(b, "b")
-    if left.sample_rate != right.sample_rate:
-        rates = f"{left.sample_rate} and {right.sample_rate}"
-        raise Refusal([Problem("compare.audio.sample_rate", rates, "these differ; compare runs of one request")])
-    return RunComparison("sounds", None, compare_audio(left.waveform, right.waveform), {}, (_NO_LATENTS,))
+    problems = [
+        Problem(f"compare.{name}", f"{ours} and {theirs}", "these differ; compare runs of one request")
+        for name, ours, theirs in _sound_shapes(left, right)
+        if ours != theirs
+    ]
+    if problems:
+        raise Refusal(problems)
+    return RunComparison("sounds", audio=compare_audio(left.waveform, right.waveform), left_out=(_NO_LATENTS,))
 
 
-def _sound_shapes(left: Clip, right: Clip) -> list[tuple[str, object, object]]:
+def _sound_shapes(left: Clip | Sound, right: Clip | Sound) -> list[tuple[str, object, object]]:
     if left.waveform is None or right.waveform is None:
         return []
     return [
@@ -229,8 +233,8 @@ def _is_result(name: str) -> bool:
 def _file_of(place: Path, name: str, pattern: str) -> Path | None:
     """`place` itself if it is such a file; in a folder the file called `name`, or else the only one of that kind."""
     if place.is_file():
-        kind = {Path(each).suffix: each for each in (TENSORS_NAME, SOUND_NAME)}.get(place.suffix, VIDEO_NAME)
-        return place if kind == name else None
+        kinds = {".safetensors": TENSORS_NAME, ".wav": SOUND_NAME}
+        return place if kinds.get(place.suffix, VIDEO_NAME) == name else None
     if (place / name).is_file():
         return place / name
     found = sorted(place.glob(pattern))
@@ -239,8 +243,8 @@ def _file_of(place: Path, name: str, pattern: str) -> Path | None:
 
 def _nothing_to_compare(path: Path, other: Path) -> str:
     if path.is_file():
-        return f"is a {path.suffix} file and '{other}' has none; give two files or folders of one kind"
-    return f"holds neither {TENSORS_NAME} nor {VIDEO_NAME} nor {SOUND_NAME} to compare with '{other}'"
+        return f"is no file of a kind that '{other}' has as well; give two files or folders of one kind"
+    return f"holds no {TENSORS_NAME}, {VIDEO_NAME} or {SOUND_NAME} to compare with '{other}'"
 
 
 def _opened(path: Path, side: str) -> safe_open:
@@ -260,10 +264,10 @@ def _decoded(path: Path, side: str) -> Clip:
 def _heard(path: Path, side: str) -> Sound:
     try:
         sound = read_sound(path)
+        if sound is None:
+            raise BadMedia("has no sound")
     except BadMedia as error:
         raise Refusal([Problem(f"compare.{side}", str(path), str(error))]) from error
-    if sound is None:
-        raise Refusal([Problem(f"compare.{side}", str(path), "has no sound")])
     return sound
 
 

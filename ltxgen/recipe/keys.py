@@ -151,8 +151,14 @@ def code_version() -> str:
         inside = path.relative_to(root)
         if inside.parts[0] in _DATA or "__pycache__" in inside.parts or not path.is_file():
             continue
-        found.update(f"{inside.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        stat = path.stat()
+        found.update(f"{inside.as_posix()} {_file_digest(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return found.hexdigest()
+
+
+@functools.cache
+def _file_digest(path: Path, size: int, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @functools.cache

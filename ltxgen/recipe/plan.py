@@ -364,10 +364,13 @@ def _lora_name_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Pro
 
 def _output_problems(recipe: Recipe) -> list[Problem]:
     folder = Path(recipe.output.dir).expanduser()
-    request = recipe.request
-    needed = estimated_bytes(request.num_frames, request.height, request.width)
-    wrong = check_writable(folder) or check_free_space(folder, needed)
+    wrong = check_writable(folder) or check_free_space(folder, output_bytes(recipe))
     problems = [Problem("output.dir", recipe.output.dir, wrong)] if wrong else []
     if recipe.output.tensorboard and (lacking := lacking_tensorboard()):
         problems.append(Problem("output.tensorboard", True, lacking))
     return problems
+
+
+def output_bytes(recipe: Recipe) -> int:
+    """About what the files of a run take."""
+    return estimated_bytes(recipe.request.num_frames, recipe.request.height, recipe.request.width)

@@ -21,7 +21,7 @@ from ltxgen.config.errors import Problem, Refusal
 from ltxgen.media.files import locked, whole_file
 
 RUNS = "runs"
-CONFIG, LOCK, STAGES = "config.json", "lock", "stages"
+CONFIG, STAGES = "config.json", "stages"
 # Runs that were interrupted this long ago and not continued are forgotten.
 KEPT_SECONDS = 30 * 24 * 3600.0
 
@@ -38,6 +38,11 @@ def run_state(output: Path) -> Path:
     """The folder of what is kept of a run into `output`."""
     place = output.expanduser().absolute()
     return cache_folder() / RUNS / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:16]}"
+
+
+def _lock(state: Path) -> Path:
+    """Beside the folder, not in it: whoever has it may make that folder or take it away."""
+    return state.with_name(f"{state.name}.lock")
 
 
 def own_stages(output: Path) -> Path | None:
@@ -58,19 +63,22 @@ def resumable(
     state = run_state(output)
     with contextlib.ExitStack() as held:
         try:
-            state.mkdir(parents=True, exist_ok=True)
-            if not held.enter_context(locked(state / LOCK)):
+            state.parent.mkdir(parents=True, exist_ok=True)
+            if not held.enter_context(locked(_lock(state))):
                 message = "another run is writing there; choose another folder"
                 raise Refusal([Problem("output.dir", str(output), message)])
             forget_runs(KEPT_SECONDS)
             if not continues:
                 shutil.rmtree(state / STAGES, ignore_errors=True)
+            state.mkdir(exist_ok=True)
             with whole_file(state / CONFIG) as partial:
                 partial.write_text(json.dumps({"config": composed, "started_in": os.getcwd()}), encoding="utf-8")
         except OSError as error:
             note(f"this run can't be resumed if it is interrupted: {state}: {error.strerror or error}")
         yield
         shutil.rmtree(state, ignore_errors=True)
+        with contextlib.suppress(OSError):  # as said above
+            _lock(state).unlink()
 
 
 def interrupted(output: Path) -> Interrupted | None:
@@ -84,7 +92,7 @@ def interrupted(output: Path) -> Interrupted | None:
             return None
         what = "no run into this folder was interrupted; give what output.dir was, with the same LTXGEN_CACHE"
         raise Refusal([Problem("resume", str(output), what)])
-    with locked(state / LOCK) as alone:
+    with locked(_lock(state)) as alone:
         if not alone:
             raise Refusal([Problem("resume", str(output), "is still being written; wait for that run, or end it")])
     kept = json.loads((state / CONFIG).read_text(encoding="utf-8"))
@@ -94,10 +102,16 @@ def interrupted(output: Path) -> Interrupted | None:
 def forget_runs(older_than_seconds: float = 0.0) -> int:
     """Drop what is kept of runs that were interrupted so long ago; returns their number."""
     forgotten = 0
-    for state in (cache_folder() / RUNS).glob("*"):
-        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as held:  # another process was faster
-            is_old = time.time() - state.stat().st_mtime >= older_than_seconds
-            if is_old and held.enter_context(locked(state / LOCK)):
-                shutil.rmtree(state)
-                forgotten += 1
+    for state in (cache_folder() / RUNS).glob("*/"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - state.stat().st_mtime < older_than_seconds:
+                continue
+            with locked(_lock(state)) as alone:
+                if not alone:
+                    continue
+                try:
+                    shutil.rmtree(state)
+                    forgotten += 1
+                finally:
+                    _lock(state).unlink()  # made just now, if the run ended meanwhile
     return forgotten

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from ltxgen.config.errors import JobsFailed, Problem, Refusal
 from ltxgen.config.recipe import parse_recipe
+from ltxgen.media.files import check_free_space
 from ltxgen.media.gallery import write_gallery
 from ltxgen.parallel.ending import RankFailure, exit_on_signals, is_rank
 from ltxgen.parallel.launch import LaunchConfig, agree, check_world_size, freeze, launch, thaw
 from ltxgen.recipe.own_folder import moved, own_folder
-from ltxgen.recipe.plan import Plan, make_plan
+from ltxgen.recipe.plan import Plan, make_plan, output_bytes
 from ltxgen.recipe.run import run_plan
 from ltxgen.recipe.session import Session, part_key
 from ltxgen.recipe.sweep_folder import Job, SweepFolder, failed_message
@@ -61,6 +62,7 @@ class Sweep:
 
     def __init__(self, debug: bool = False) -> None:
         self._debug = debug
+        self._continues = False
         self._session = Session()
         self._folder: SweepFolder | None = None
 
@@ -79,6 +81,7 @@ class Sweep:
             if not _writes(jobs):
                 self._run(folder, planned)
                 return []
+            _require_space(folder, planned)
             with folder.alone():
                 folder.begin(jobs, anew=anew)
                 self._folder = folder
@@ -93,11 +96,13 @@ class Sweep:
 
     def resume(self, path: Path) -> list[Path]:
         """Run the jobs of the sweep in `path` that failed or were not reached, as they were composed, and those whose
-        folder isn't whole; returns the folders of all."""
+        folder isn't whole; one that was interrupted goes on. Returns the folders of all."""
+        self._continues = True
         self._folder = folder = SweepFolder(path)
         _ = folder.record  # or refused, before anything is made there
         with folder.alone():
             planned = plan_jobs(folder.unfinished())
+            _require_space(folder, planned)
             folder.reopen(planned)
             self._run(folder, planned)
         return _finished(folder, planned, everything=True)
@@ -110,10 +115,11 @@ class Sweep:
             alike = list(group)
             if (alike[0].parallel.num_processes or 1) > 1:
                 self._session.close()  # the ranks need the memory
-                _launch(folder, alike, self._debug)
+                _launch(folder, alike, self._debug, self._continues)
             else:
                 with create_progress() as progress:
-                    _walk(Walk(folder, self._session, progress, debug=self._debug), alike)
+                    walk = Walk(folder, self._session, progress, debug=self._debug, continues=self._continues)
+                    _walk(walk, alike)
 
     def _run_as_ranks(self, jobs: Sequence[Job]) -> list[Path]:
         """As one of the ranks that accelerate started by hand, each of which composed all jobs."""
@@ -126,6 +132,7 @@ class Sweep:
             planned = _agreed(_moved(jobs, place), ranks)
             folder = SweepFolder(_folder_of(planned))
             if ranks.is_main:
+                _require_space(folder, planned)
                 folder.begin(planned, anew=self._folder is None)
             self._folder = folder
             with _progress(ranks) as progress:
@@ -168,6 +175,13 @@ def plan_jobs(jobs: Sequence[Job], ranks: Ranks = ONE_PROCESS) -> list[PlannedJo
     return planned
 
 
+def _require_space(folder: SweepFolder, jobs: Sequence[PlannedJob]) -> None:
+    """Refusal where the disk has room for each of the jobs, but not for all of them."""
+    wrong = check_free_space(folder.path, sum(output_bytes(job.plan.recipe) for job in jobs))
+    if wrong:
+        raise Refusal([Problem("output.dir", str(folder.path), f"for {len(jobs)} jobs, {wrong}")])
+
+
 def ordered(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
     """Jobs such that those that share what is loaded stand together: processes, then components from the largest, then
     LoRAs. Else as they are numbered."""
@@ -201,13 +215,15 @@ def _size(plan: Plan, name: str) -> int:
 
 @dataclass(frozen=True)
 class Walk:
-    """What a process needs to run jobs one after another. `claim`, where several do, says whether a job is its own."""
+    """What a process needs to run jobs one after another. `claim`, where several do, says whether a job is its own;
+    with `continues`, jobs that were interrupted go on where they were."""
 
     folder: SweepFolder
     session: Session
     progress: Progress
     ranks: Ranks = ONE_PROCESS
     debug: bool = False
+    continues: bool = False
     claim: Callable[[int], bool] = lambda number: True
     num_workers: int = 1
 
@@ -236,7 +252,7 @@ def _run_one(walk: Walk, job: PlannedJob, coming: Sequence[Plan]) -> str | None:
     """Run a job; returns what it failed with. Its error, with all that hangs on it, is gone by then."""
     try:
         parts = walk.session.parts(job.plan, coming, walk.progress.note)
-        run_plan(job.plan, job.config, walk.progress, walk.ranks, parts)
+        run_plan(job.plan, job.config, walk.progress, walk.ranks, parts, continues=walk.continues)
     except Exception as error:
         if walk.ranks.world_size > 1:
             raise  # the others wait for this rank
@@ -255,7 +271,7 @@ def _announce(walk: Walk, job: PlannedJob) -> None:
     walk.progress.job(SweepProgress(name, len(entries), len(ended), seconds, walk.num_workers))
 
 
-def _launch(folder: SweepFolder, jobs: Sequence[PlannedJob], debug: bool) -> None:
+def _launch(folder: SweepFolder, jobs: Sequence[PlannedJob], debug: bool, continues: bool) -> None:
     """Run jobs on ranks, all in one launch. When one breaks it, the others get another."""
     parallel = jobs[0].parallel
     writes = _writes(jobs)
@@ -265,7 +281,8 @@ def _launch(folder: SweepFolder, jobs: Sequence[PlannedJob], debug: bool) -> Non
             frozen, claims = Path(scratch) / "jobs.json", Path(scratch) / "claims"
             claims.mkdir()
             stored = [{"number": job.number, "overrides": job.overrides, "config": job.config} for job in left]
-            sha256 = freeze({"folder": str(folder.path.absolute()), "jobs": stored}, frozen)
+            kept = {"folder": str(folder.path.absolute()), "jobs": stored, "continues": continues}
+            sha256 = freeze(kept, frozen)
             words = ["sweep-rank", str(frozen), sha256, str(claims), *(["--debug"] if debug else [])]
             try:
                 launch(parallel, words, Path(scratch) / "logs")
@@ -304,18 +321,18 @@ def run_as_sweep_rank(frozen: Path, sha256: str, claims: Path, debug: bool = Fal
     """Run as one of the ranks that `_launch` started."""
     stored = thaw(frozen, sha256)
     jobs = [Job(each["number"], each["overrides"], each["config"]) for each in stored["jobs"]]
-    folder, session = SweepFolder(Path(stored["folder"])), Session()
+    folder, session, continues = SweepFolder(Path(stored["folder"])), Session(), stored["continues"]
     if jobs[0].config["parallel"]["kind"] == JOBS:
         local_rank, num_workers = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
         alone = Ranks(rank=0, world_size=1, local_rank=local_rank)
         planned = plan_jobs(jobs, alone)
         with create_progress("auto" if local_rank == 0 else "quiet") as progress, session:
             claim = lambda number: _claim(claims, number)  # noqa: E731
-            _walk(Walk(folder, session, progress, alone, debug, claim, num_workers), planned)
+            _walk(Walk(folder, session, progress, alone, debug, continues, claim, num_workers), planned)
         return
     ranks = start_ranks()
     with _progress(ranks) as progress, session:
-        _walk(Walk(folder, session, progress, ranks, debug), _agreed(jobs, ranks))
+        _walk(Walk(folder, session, progress, ranks, debug, continues), _agreed(jobs, ranks))
 
 
 def _agreed(jobs: Sequence[Job], ranks: Ranks) -> list[PlannedJob]:

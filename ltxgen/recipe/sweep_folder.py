@@ -59,6 +59,7 @@ class SweepFolder:
         """Write down jobs to come, all pending; `anew` forgets those of an earlier sweep."""
         configs = self.path / HIDDEN
         configs.mkdir(parents=True, exist_ok=True)
+        self._discard_half_written()
         for file in configs.glob("*.json") if anew else ():
             file.unlink()
         for job in jobs:
@@ -89,11 +90,18 @@ class SweepFolder:
         return [self._stored(entry["folder"]) for entry in self.record["jobs"] if not self._is_whole(entry)]
 
     def reopen(self, jobs: Sequence[Job]) -> None:
-        """Let these be pending, and discard what a killed process left of them."""
+        """Let these be pending, and discard what a killed process left half-written."""
+        self._discard_half_written()
         for job in jobs:
             self._settle(job.number, {}, status="pending")
             for partial in (self.path / str(job.number)).glob(".partial-*"):
                 shutil.rmtree(partial)
+
+    def _discard_half_written(self) -> None:
+        """Nobody else writes here: this command is `alone`."""
+        for folder in (self.path, self.path / HIDDEN):
+            for partial in folder.glob(".*.partial.*"):
+                partial.unlink()
 
     def _is_whole(self, entry: Mapping[str, Any]) -> bool:
         folder = self.path / entry["folder"]

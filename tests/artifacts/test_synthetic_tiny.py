@@ -215,6 +215,11 @@ def test_tokenizer_has_gemma_s_special_ids_and_reads_any_text(built: Path):
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+def made_in(cache: Path) -> list[str]:
+    """What is there but the lock, which stays."""
+    return [entry.name for entry in cache.iterdir() if entry.name != ".ltx23_tiny.lock"]
+
+
 def test_made_once_then_found(cache: Path, monkeypatch: pytest.MonkeyPatch):
     folder = embedded_folder()
     assert folder.parent == cache
@@ -223,7 +228,7 @@ def test_made_once_then_found(cache: Path, monkeypatch: pytest.MonkeyPatch):
     artifact = embedded_artifact(ArtifactSpec("checkpoint", source="embedded"))
     assert artifact.path == folder / FILES["checkpoint"]
     assert "random" in artifact.reason
-    assert [entry.name for entry in cache.iterdir()] == [folder.name]
+    assert made_in(cache) == [folder.name]
 
 
 def test_a_damaged_folder_is_made_again(cache: Path):
@@ -233,7 +238,7 @@ def test_a_damaged_folder_is_made_again(cache: Path):
     os.truncate(file, 1000)
     assert embedded_folder() == folder
     assert file.stat().st_size == size
-    assert [entry.name for entry in cache.iterdir()] == [folder.name]
+    assert made_in(cache) == [folder.name]
 
 
 def test_a_build_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch):
@@ -246,34 +251,48 @@ def test_a_build_that_fails_leaves_nothing(cache: Path, monkeypatch: pytest.Monk
     assert isinstance(problem, Problem)
     assert "No space left on device" in problem.message
     assert "LTXGEN_CACHE" in problem.message
-    assert list(cache.iterdir()) == []
+    assert made_in(cache) == []
+
+
+def test_what_a_killed_build_left_goes(cache: Path):
+    left = cache / ".ltx23_tiny.partial"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(b"half")
+    assert made_in(cache) == [left.name]
+    folder = embedded_folder()
+    assert not (folder / "half").exists()
+    assert made_in(cache) == [folder.name]
 
 
 def _make(cache: str, source: str, barrier, results) -> None:
     os.environ["LTXGEN_CACHE"] = cache
+    builds = []
 
     def slow(folder: Path, model: EmbeddedModel) -> None:
+        builds.append(folder)
         shutil.copytree(source, folder, dirs_exist_ok=True)
-        barrier.wait(30)  # all have built before the first moves
 
     tiny.write_embedded_model = slow
-    results.put(str(embedded_folder()))
+    barrier.wait(30)  # all begin at once
+    results.put((str(embedded_folder()), len(builds)))
 
 
 def test_concurrent_processes_agree(tmp_path: Path, built: Path):
+    """One builds, the others wait for it."""
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(3), context.Queue()
     cache = tmp_path / "cache"
     workers = [context.Process(target=_make, args=(str(cache), str(built), barrier, results)) for _ in range(3)]
     for worker in workers:
         worker.start()
-    folders = {results.get(timeout=60) for _ in workers}
+    found = [results.get(timeout=60) for _ in workers]
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    assert len(folders) == 1
-    assert [str(entry) for entry in cache.iterdir()] == list(folders)
-    assert tiny._is_complete(Path(folders.pop()))
+    (folder,) = {Path(path) for path, _ in found}
+    assert sum(builds for _, builds in found) == 1
+    assert made_in(cache) == [folder.name]
+    assert tiny._is_complete(folder)
 
 
 def test_what_the_embedded_model_lacks(cache: Path):

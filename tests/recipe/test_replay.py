@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ltxgen.artifacts.hashing import sha256_of
 from ltxgen.artifacts.tiny import FILES
+from ltxgen.media.mp4 import Mp4Writer
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +115,47 @@ def test_lock_pins_without_running(run_ltxgen, tiny_words, file_words, tmp_path)
     locked = yaml.safe_load(path.read_text())
     assert locked["artifacts"]["text_encoder"]["sha256"] == sha256_of(file_words[1] / FILES["text_encoder"])
     assert run_ltxgen("plan", f"+recipe={path}", cwd=tmp_path).code == 0
+
+
+@pytest.fixture
+def started_from(tmp_path) -> Path:
+    """A folder with a clip, a picture and rows of requests."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    Image.radial_gradient("L").save(folder / "a picture, 中.png")
+    pixels = torch.arange(9 * 64 * 64 * 3).reshape(9, 64, 64, 3) // 64 % 256
+    with Mp4Writer(folder / "clip.mp4", Fraction(24)) as writer:
+        writer.write_frames(pixels.to(torch.uint8))
+        writer.write_audio(torch.sin(torch.arange(18000) / 30).expand(2, -1), 48000)
+    row = {"prompt": 'a "kite" = ${x}, # 中', "images": [{"path": "a picture, 中.png"}], "seed": 5, "num_frames": 9}
+    (folder / "rows.jsonl").write_text(json.dumps(row))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "compared"),
+    [
+        (("+recipe=ltx23_text_to_audio", "request.num_frames=9", "stages.base.steps=2"), "sound"),
+        (
+            ("+recipe=ltx23_retake", "request.source.path=clip.mp4", "request.span=[0.1,0.3]", "stages.base.steps=2"),
+            "picture, sound",
+        ),
+        (
+            (
+                *("+recipe=ltx23_two_stage", "requests=rows.jsonl", "request.height=64", "request.width=64"),
+                "stages.base.steps=2",
+            ),
+            "picture, sound",
+        ),
+    ],
+    ids=["sound alone", "a clip", "a row of requests with a picture"],
+)
+def test_a_run_replays_where_nothing_of_its_project_is(run_ltxgen, started_from, tmp_path, words, compared):
+    """Without tensors, from what people keep: the files that a run leaves."""
+    result = run_ltxgen(*words, "model=ltx23_tiny", "output.dir=out", cwd=started_from)
+    assert result.code == 0, result.err
+    made = started_from / "out"
+    elsewhere = shutil.copytree(made / "0" if (made / "0").exists() else made, tmp_path / "else" / "where")
+    shutil.rmtree(started_from)
+    replayed = run_ltxgen("replay", "where", "--check", cwd=elsewhere.parent)
+    assert (replayed.code, replayed.out) == (0, f"bit-equal: {compared}\n"), replayed.out + replayed.err

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from children import die, ended, killed_at_call, started, was_killed
 from safetensors.torch import load_file
 
 from ltxgen.artifacts.cache_folder import cache_folder
@@ -29,40 +29,6 @@ from ltxgen.stage.upsample import Upsample
 
 WORDS = ("stages.base.steps=4", "stages.base.checkpoint_every=1", "stages.refine.checkpoint_every=2")
 FILES = ["contact_sheet.png", "manifest.json", "recipe.yaml", "video.mp4"]
-
-
-def die(*arguments: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextmanager
-def killed_at_call(owner: Any, name: str, number: int) -> Iterator[None]:
-    """The process is killed when `owner.name` is called for the time of this number, counted from 1."""
-    calls = 0
-    called = getattr(owner, name)
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            die()
-        return called(*arguments, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, counted)
-        yield
-
-
-def in_a_child(work: Callable[[], Any]) -> int:
-    """Run `work` in a fork of this process; returns the signal that ended it, 0 for none."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +65,7 @@ def test_a_killed_run_goes_on(run_ltxgen, tiny_words, tmp_path, undisturbed, mom
     output = tmp_path / "out"
     words = (*tiny_words, *WORDS, f"cache={mode}", f"cache.folder={tmp_path / 'cache'}", "output.dir=out")
     with killed_at_call(*MOMENTS[moment]):
-        assert in_a_child(lambda: run_ltxgen(*words, cwd=tmp_path)) == signal.SIGKILL
+        assert was_killed(lambda: run_ltxgen(*words, cwd=tmp_path))
     visible = [path for path in output.iterdir() if not path.name.startswith(".")]
     assert "manifest.json" not in {path.name for path in visible} or moment == "when all is moved"
     elsewhere = tmp_path / "elsewhere"
@@ -134,7 +100,7 @@ def test_latents_after_a_kill_are_the_same_bit_for_bit(run_ltxgen, tiny_words, t
         words = (*tiny_words, *WORDS, *less, "cache=auto", f"cache.folder={store / kind}", f"output.dir={kind}")
         if kind == "killed":
             with killed_at_call(Denoiser, "__call__", 4):
-                assert in_a_child(partial(run_ltxgen, *words, cwd=tmp_path)) == signal.SIGKILL
+                assert was_killed(partial(run_ltxgen, *words, cwd=tmp_path))
             words = ("resume", "killed")
         assert run_ltxgen(*words, cwd=tmp_path).code == 0
         entries = {entry.facts()["stage"]: entry for entry in Store(store / kind).entries()}
@@ -168,7 +134,7 @@ def test_an_interrupted_run_leaves_nothing_and_goes_on(run_ltxgen, tiny_words, t
 def test_the_same_command_does_not_go_on_with_the_cache_off(run_ltxgen, tiny_words, tmp_path, monkeypatch):
     words = (*tiny_words, "~stages.decode_video", "~stages.decode_audio", "~stages.write", "output.dir=out")
     with killed_at_call(Upsample, "run", 1):
-        assert in_a_child(lambda: run_ltxgen(*words, cwd=tmp_path)) == signal.SIGKILL
+        assert was_killed(lambda: run_ltxgen(*words, cwd=tmp_path))
     assert run_ltxgen(*words, cwd=tmp_path).code == 0
     stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
     assert {stage["from"] for stage in stages.values()} == {"run"}
@@ -226,6 +192,27 @@ def test_runs_that_are_not_resumed_are_forgotten(tmp_path, tiny_set, monkeypatch
     assert forget_runs() == 1
 
 
+def test_runs_begin_and_end_while_another_process_forgets_what_it_can(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTXGEN_CACHE", str(tmp_path / "cache"))
+    state = run_state(tmp_path / "out")
+
+    def forget() -> None:
+        while not (tmp_path / "stop").exists():
+            forget_runs()
+
+    child = started(forget)
+    said: list[str] = []
+    try:
+        for _ in range(100):
+            with resumable(tmp_path / "out", {}, said.append):
+                assert (state / "config.json").exists()
+    finally:
+        (tmp_path / "stop").touch()
+        code = ended(child)
+    assert (code, said) == (0, [])
+    assert list(state.parent.iterdir()) == []
+
+
 def test_a_cache_folder_that_can_not_be_written_only_ends_the_resuming(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LTXGEN_CACHE", str(tmp_path / "file"))
@@ -243,7 +230,7 @@ def test_what_a_killed_run_left_goes_with_the_next_one(tmp_path):
             (folder / "video.mp4").write_text("half")
             die()
 
-    assert in_a_child(killed) == signal.SIGKILL
+    assert was_killed(killed)
     (left,) = tmp_path.iterdir()
     fresh = tmp_path / f"{run_module.PARTIAL}starting"
     fresh.mkdir()  # of a run that has it, but not its lock yet

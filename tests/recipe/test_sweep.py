@@ -6,22 +6,23 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
+from children import ended, killed_at_call, started, was_killed
 from safetensors.torch import load_file
 
-import ltxgen
 from ltxgen.config.errors import Refusal
 from ltxgen.config.recipe import parse_recipe
 from ltxgen.recipe import sweep as sweep_module
 from ltxgen.recipe.sweep import PlannedJob, ordered
 from ltxgen.recipe.sweep_folder import Job, SweepFolder
-from ltxgen.stage.denoise import Denoise
+from ltxgen.stage.denoise import Denoise, Denoiser
 
 LATENTS_ONLY = ("~stages.decode_video", "~stages.decode_audio", "~stages.write")
 SEEDS = "request.seed=1,2,3"
@@ -36,6 +37,7 @@ COMPONENTS = {  # of a run that ends with latents
     "spatial_upscaler",
     "video_statistics",
 }
+CPU_SECONDS_A_JOB = 0.3  # about
 ROUNDS = int(os.environ.get("LTXGEN_TEST_KILLS", "2"))  # 50 for a long test
 
 
@@ -76,6 +78,16 @@ def test_what_a_sweep_leaves(nine: Path):
 
 def test_each_component_is_loaded_once(nine: Path):
     assert record_of(nine)["loads"] == dict.fromkeys(COMPONENTS, 1)
+
+
+def test_with_the_cache_only_what_changed_runs(run_ltxgen, tiny_words, tmp_path: Path):
+    """Three strengths and three seeds: the prompt once, base once a seed, refine every time; weights once."""
+    words = (*tiny_words, *LATENTS_ONLY, STRENGTHS, SEEDS, "cache=auto", f"cache.folder={tmp_path / 'cache'}")
+    assert run_ltxgen("-m", *words, "output.dir=out", cwd=tmp_path).code == 0
+    manifests = [json.loads((tmp_path / "out" / str(job) / "manifest.json").read_text()) for job in range(9)]
+    ran = Counter(name for each in manifests for name, stage in each["stages"].items() if stage["from"] == "run")
+    assert [ran[name] for name in ("prompt", "base", "upsample", "refine")] == [1, 3, 3, 9]
+    assert record_of(tmp_path / "out")["loads"] == dict.fromkeys(COMPONENTS, 1)
 
 
 @pytest.mark.parametrize("number", [1, 5])
@@ -182,36 +194,68 @@ def test_the_order_of_jobs(tiny_words, tiny_set, offline):
 
 
 def test_killed_again_and_again(nine: Path, tiny_words, run_ltxgen, tmp_path: Path):
-    """Resumed after each kill -9; in the end everything is as if nobody had killed it."""
-    folder = tmp_path / "out"
-    sweep = ("-m", *tiny_words, *LATENTS_ONLY, STRENGTHS, SEEDS, "output.tensors=true", f"output.dir={folder}")
-    environment = {**os.environ, "PYTHONPATH": str(Path(ltxgen.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    chance = random.Random(ROUNDS)
-    for number in range(ROUNDS):
-        words = sweep if number == 0 else ("resume", str(folder))
-        with open(tmp_path / "log", "w") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "ltxgen", *words], cwd=tmp_path, env=environment, stdout=log, stderr=log
-            )
-        done = statuses(folder).count("done") if folder.exists() else 0
-        deadline = time.monotonic() + 120
-        while child.poll() is None and time.monotonic() < deadline:
-            if (folder / "sweep.json").exists() and statuses(folder).count("done") > done:
-                break  # no kill before there is progress, or the test could go on for ever
-            time.sleep(0.01)
-        time.sleep(chance.random())
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        assert set(statuses(folder)) <= {"done", "pending"}, (tmp_path / "log").read_text()
+    """A sweep is resumed after each kill -9, then the next one is killed; all end as if nobody had killed them."""
+    words = ("-m", *tiny_words, *LATENTS_ONLY, STRENGTHS, SEEDS, "output.tensors=true")
+    chance, sweeps, hits = random.Random(ROUNDS), 0, 0
+    folder = tmp_path / "0"
+    for _ in range(ROUNDS):
+        next_words = ("resume", str(folder)) if (folder / "sweep.json").exists() else (*words, f"output.dir={folder}")
+        seconds = chance.uniform(0, 9 * CPU_SECONDS_A_JOB)
+        child = started(lambda now=next_words: run_ltxgen(*now, cwd=tmp_path).code)
+        while is_running(child) and sum(psutil.Process(child).cpu_times()[:2]) < seconds:
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+        code = ended(child)
+        hits += code == -signal.SIGKILL
+        assert code in (0, -signal.SIGKILL)
+        if not (folder / "sweep.json").exists():
+            continue
+        assert set(statuses(folder)) <= {"done", "pending"}
         for job, status in enumerate(statuses(folder)):
             assert status == "pending" or same_tensors(folder / str(job), nine / str(job))
         if "pending" not in statuses(folder):
-            break
-    result = run_ltxgen("resume", str(folder), cwd=tmp_path)
+            check_undisturbed(folder, nine, run_ltxgen)
+            sweeps += 1
+            folder = tmp_path / str(sweeps)
+    if (folder / "sweep.json").exists():
+        check_undisturbed(folder, nine, run_ltxgen)
+    assert hits > 0
+
+
+def is_running(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def check_undisturbed(folder: Path, nine: Path, run_ltxgen) -> None:
+    result = run_ltxgen("resume", str(folder), cwd=folder.parent)
     assert result.code == 0, result.err
     assert statuses(folder) == ["done"] * 9
     assert all(same_tensors(folder / str(job), nine / str(job)) for job in range(9))
-    assert list(folder.glob("*/.partial-*")) == []
+    assert [path for path in folder.rglob(".*") if "partial" in path.name] == []
+
+
+def test_a_killed_job_goes_on_inside_a_stage(run_ltxgen, tiny_words, tmp_path: Path, monkeypatch):
+    """Also where the cache is off: what it takes is kept with the run."""
+    words = (*tiny_words, *LATENTS_ONLY, "stages.base.checkpoint_every=1", "request.seed=1,2", "output.dir=out")
+    with killed_at_call(Denoiser, "__call__", 2):
+        assert was_killed(lambda: run_ltxgen("-m", *words, cwd=tmp_path))
+    result = run_ltxgen("resume", "out", cwd=tmp_path)
+    assert result.code == 0, result.err
+    stages = [json.loads((tmp_path / "out" / job / "manifest.json").read_text())["stages"] for job in "01"]
+    assert [stages[0][name]["from"] for name in ("prompt", "base")] == ["cache", "run"]
+    assert stages[0]["base"]["resumed after step"] == 1
+    assert {stage["from"] for stage in stages[1].values()} == {"run"}
+
+
+def test_the_disk_has_to_hold_all_jobs(run_ltxgen, tiny_words, tmp_path: Path, monkeypatch):
+    """Each of the four would fit."""
+    usage = SimpleNamespace(free=3 * 2**20)
+    monkeypatch.setattr("ltxgen.media.files.shutil.disk_usage", lambda place: usage)
+    result = run_ltxgen("-m", *tiny_words, "request.seed=1,2,3,4", "output.dir=out", cwd=tmp_path)
+    assert (result.code, result.err.count("MiB are needed")) == (2, 1)
+    assert "output.dir = out: for 4 jobs, the disk of" in result.err
+    assert "has 3 MiB free and about 4 MiB are needed" in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def some_sweep(path: Path) -> SweepFolder:
