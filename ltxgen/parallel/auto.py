@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ class AutoConfig(LaunchConfig):
         candidates = meshes(num_ranks, num_passes, common_heads(cost.config))
         whole = [shape for shape in candidates if cost.fits(shape)]
         seconds = {shape: cost.run_seconds(shape, sharded=not whole) for shape in whole or candidates}
-        first, *others = sorted(seconds, key=lambda shape: seconds[shape])
+        of_gpus = dataclasses.replace(cost, launched=False)  # where the host sets the pace of several, the least busy
+        first, *others = sorted(seconds, key=lambda shape: (seconds[shape], of_gpus.run_seconds(shape, not whole)))
         told = ", ".join(f"{shape} {seconds[shape]:.1f} s" for shape in others[:OTHERS_TOLD])
         on = f"{num_ranks} {cost.hardware.name}"
         why = f"{first}: {seconds[first]:.1f} s of denoising predicted on {on}" + (f"; {told}" if told else "")

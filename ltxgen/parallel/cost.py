@@ -72,7 +72,7 @@ class CostModel:
     """Predictions for a transformer whose values take `bytes_per_value`, on machines with `ranks_per_machine` each.
 
     `batched_tokens`: up to so many video tokens the passes of a step run as one batch. `float8`: of the layers that
-    run in fp8, whose weights take a byte.
+    run in fp8, whose weights take a byte. `launched`: whether what the host takes to launch counts.
     """
 
     config: TransformerConfig
@@ -82,6 +82,7 @@ class CostModel:
     bytes_per_value: int = 2
     batched_tokens: int = BATCHED_TOKENS
     float8: LinearWork = NO_LAYERS
+    launched: bool = True
 
     def run_seconds(self, shape: MeshShape, sharded: bool = False) -> float:
         """All steps of all stages, each with the same ranks in the shape that suits it."""
@@ -147,7 +148,7 @@ class CostModel:
 
     def _launch_seconds(self, shape: MeshShape) -> float:
         """Of one pass or one batch. One GPU alone replays small steps, and works longer than its host at large ones."""
-        if shape.num_ranks == 1:
+        if shape.num_ranks == 1 or not self.launched:
             return 0.0
         exchanges = COLLECTIVES_PER_BLOCK if shape.num_shards > 1 else 0
         return self.config.num_layers * (BLOCK_LAUNCH_SECONDS + exchanges * EXCHANGE_LAUNCH_SECONDS)

@@ -43,9 +43,16 @@ def cost_model(
     if device.type == "cuda":
         here = torch.cuda.get_device_properties(device).total_memory / 2**30
         hardware = dataclasses.replace(hardware, memory_gib=min(hardware.memory_gib, here))
-    machine, limit = recipe.parallel.processes_per_machine, BATCHED_TOKENS[recipe.runtime.batch_passes]
-    batched_tokens = {} if limit is None else {"batched_tokens": limit}
-    return CostModel(model, work, hardware, machine, dtype.itemsize, **batched_tokens, float8=linear_work(float8))
+    cost = CostModel(
+        model,
+        work,
+        hardware,
+        recipe.parallel.processes_per_machine,
+        dtype.itemsize,
+        float8=linear_work(float8),
+    )
+    limit = BATCHED_TOKENS[recipe.runtime.batch_passes]
+    return cost if limit is None else dataclasses.replace(cost, batched_tokens=limit)
 
 
 def parallel_plan(
