@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -52,6 +53,7 @@ SHARDED_HQ = "tests/distributed/test_launch.py::test_a_sampler_adds_the_same_noi
 BESIDE = ("reference", "flex")  # each recipe runs with one of them as well
 RUNS = (
     ("*", "tiny", COMPOSITIONS),
+    ("*", "auto 2", "tests/test_recipes_run_and_replay.py::test_all_run_on_two_processes"),
     ("*", "memory=swap", COMPOSITIONS),
     ("*", "memory=stream", COMPOSITIONS),
     ("*", "attention=sdpa", COMPOSITIONS),
@@ -124,7 +126,7 @@ def hopper() -> Iterator[None]:
 
 def small_config(recipe: Path, *words: str) -> dict[str, Any]:
     """A recipe on the embedded model of its generation, at the smallest size that it takes."""
-    words = (*wanted(recipe), "runtime.device=cpu", *words)
+    words = (*wanted(recipe.stem), "runtime.device=cpu", *words)
     model = compose.compose_config(list(words))["model"]["name"].removesuffix("_tiny")
     config = compose.compose_config([*words, f"model={model}_tiny"])
     request = config["request"]
@@ -133,7 +135,8 @@ def small_config(recipe: Path, *words: str) -> dict[str, Any]:
         stages = make_plan(parse_recipe(config)).stages
         request["height"] = request["width"] = math.lcm(*(stage.size_multiple for stage in stages.values()))
     if request["num_frames"]:
-        request["num_frames"] = 33 if request["source"]["path"] else 9
+        slowest = min(Fraction(stage.get("rate") or 1) for stage in config["stages"].values())
+        request["num_frames"] = 33 if request["source"]["path"] else int(8 / slowest) + 1
     return config
 
 

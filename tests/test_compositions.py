@@ -38,7 +38,7 @@ def small(tiny_set, inputs) -> Callable[[Path], tuple[str, ...]]:
         # The first level, which says how much of what comes in is kept, and one between.
         levels = {name: stage["sigmas"] for name, stage in denoising.items() if stage["sigmas"]}
         steps += [f"stages.{name}.sigmas=[{each[0]},{each[len(each) // 2]},0.0]" for name, each in levels.items()]
-        return (*wanted(path), f"model={model}", "runtime.device=cpu", *sizes, *steps)
+        return (*wanted(path.stem), f"model={model}", "runtime.device=cpu", *sizes, *steps)
 
     return words
 

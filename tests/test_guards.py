@@ -125,7 +125,7 @@ def test_an_upscaler_whose_factor_is_not_the_stages(plan_of, tiny_set, tmp_path:
                                                 "request.width": 128}))  # fmt: skip
     (size,) = [problem for problem in problems if problem.startswith("stages.refine.video")]
     assert "holds 2x3x3 latents (frames x height x width), and at scale 1 this stage works on 2x4x4" in size
-    assert size.endswith("match its scale to the upscaler")
+    assert size.endswith("match its scale and rate to the upscaler")
     (odd,) = [
         problem
         for problem in told(plan_of("ltx23_two_stage", {"artifacts.spatial_upscaler.path": larger}))

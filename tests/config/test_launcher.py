@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ltxgen.config import compose
+from ltxgen.config.compose.composition import CONFIG_NAME
 from ltxgen.config.launcher import Compositions
 
 RECIPE, MODEL = "+recipe=ltx23_two_stage", "model=ltx23_tiny"
@@ -40,7 +41,7 @@ def loader(monkeypatch):
 
 @pytest.fixture
 def master(loader) -> DictConfig:
-    return loader.load_configuration(compose.CONFIG_NAME, ["output.tensors=true"], RunMode.MULTIRUN)
+    return loader.load_configuration(CONFIG_NAME, ["output.tensors=true"], RunMode.MULTIRUN)
 
 
 def plain(config: DictConfig) -> tuple[Any, bool]:

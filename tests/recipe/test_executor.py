@@ -225,7 +225,7 @@ def test_wiring_problems():
     problems = wiring_problems(stages, given=["start"])
     assert [(problem.path, problem.value) for problem in problems] == [("stages.b", "z"), ("stages.c", "b.y")]
     assert "written so far: start, x" in problems[0].message
-    assert wiring_problems({"a": stages["a"]}, given=[])[0].message.count("written so far: nothing;") == 1
+    assert wiring_problems({"a": stages["a"]}, given=[])[0].message.endswith("written so far: nothing")
     assert wiring_problems({"a": stages["a"]}, given=["start"]) == []
 
 

@@ -166,7 +166,8 @@ def fail(block: AbstractContextManager[Any], work: Callable[[], Any] = lambda: N
         failing()
 
 
-def test_what_is_kept_of_a_run(tmp_path, tiny_set):
+def test_what_is_kept_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTXGEN_CACHE", str(tmp_path / "cache"))
     output = tmp_path / "out"
     with pytest.raises(Refusal, match="no run into this folder"):
         interrupted(output)
@@ -181,7 +182,8 @@ def test_what_is_kept_of_a_run(tmp_path, tiny_set):
     assert not run_state(output).exists()
 
 
-def test_runs_that_are_not_resumed_are_forgotten(tmp_path, tiny_set, monkeypatch):
+def test_runs_that_are_not_resumed_are_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTXGEN_CACHE", str(tmp_path / "cache"))
     for name in ("old", "new"):
         fail(resumable(tmp_path / name, {}, print))
     long_ago = time.time() - resume_module.KEPT_SECONDS - 60
