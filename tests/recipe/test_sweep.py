@@ -22,7 +22,8 @@ from ltxgen.config.recipe import parse_recipe
 from ltxgen.recipe import sweep as sweep_module
 from ltxgen.recipe.sweep import PlannedJob, ordered
 from ltxgen.recipe.sweep_folder import Job, SweepFolder
-from ltxgen.stage.denoise import Denoise, Denoiser
+from ltxgen.stage.denoise import Denoise
+from ltxgen.stage.denoiser import Denoiser
 
 LATENTS_ONLY = ("~stages.decode_video", "~stages.decode_audio", "~stages.write")
 SEEDS = "request.seed=1,2,3"
