@@ -41,7 +41,7 @@ from ltxgen.stage.denoise_problems import (
 )
 from ltxgen.stage.denoiser import Denoiser
 from ltxgen.stage.initial_states import initial_states
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Step
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stage, Step
 
 Steps = Annotated[int, Check(f"must be at least {MIN_STEPS}", lambda steps: steps >= MIN_STEPS)]
 Modalities = Annotated[
@@ -86,11 +86,9 @@ class DenoiseConfig:
         return Denoise(self, name, setting)
 
 
-class Denoise:
+class Denoise(Stage):
     """Writes `<name>.video` (1,C,F,H,W) and `<name>.audio` (1,C,T,M), normalised latents; the latter alone for sound
     alone."""
-
-    makes_stream = False
 
     def __init__(self, config: DenoiseConfig, name: str, setting: Setting) -> None:
         self.config = config
