@@ -24,7 +24,8 @@ from ltxgen.media.gallery import write_gallery
 from ltxgen.parallel.ending import RankFailure, exit_on_signals, is_rank
 from ltxgen.parallel.launch import LaunchConfig, agree, check_world_size, freeze, launch, thaw
 from ltxgen.recipe.own_folder import moved, own_folder
-from ltxgen.recipe.plan import Plan, make_plan, output_bytes
+from ltxgen.recipe.plan import Plan, make_plan
+from ltxgen.recipe.problems import output_bytes
 from ltxgen.recipe.run import run_plan
 from ltxgen.recipe.session import Session, part_key
 from ltxgen.recipe.sweep_folder import Job, SweepFolder, failed_message
