@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.fusion import FusedLoras
 from ltxgen.artifacts.load import load_component
-from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.bench.peers import diffusers_transformer
 from ltxgen.diffusion import numerics
 from ltxgen.diffusion.latents import LatentState
