@@ -29,9 +29,10 @@ from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.recipe.distilled import undistilled
 from ltxgen.recipe.executor import wiring_problems
-from ltxgen.recipe.forecast import MemoryPlan, Room, choose_policy
+from ltxgen.recipe.forecast import Room
 from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
 from ltxgen.recipe.needs import forecaster_of, num_text_states, room_on
+from ltxgen.recipe.policy import MemoryPlan, choose_policy
 from ltxgen.recipe.precision import float8_layers, precision_notes, precision_problems
 from ltxgen.recipe.problems import lora_name_problems, output_problems, size_problems, unused_problems
 from ltxgen.recipe.sizes import with_source_sizes
