@@ -228,16 +228,16 @@ class Denoise(Stage):
         reuse = self.config.reuse.build(self.guidance_ranges)
         transformer = parallel.wrap(reuse.wrap(parts[self.transformer], parallel))
         denoiser = Denoiser(
-            self.name,
-            self.setting,
-            self.grids.video,
-            self.guidance,
-            reuse,
-            parallel,
-            graphed(transformer, self.setting.graphed_tokens),
-            state[self.config.context],
-            states.map(lambda each: NoiseLevels.of(each.denoise_mask)),
-            context,
+            name=self.name,
+            setting=self.setting,
+            video_grid=self.grids.video,
+            guidance=self.guidance,
+            reuse=reuse,
+            parallel=parallel,
+            transformer=graphed(transformer, self.setting.graphed_tokens),
+            contexts=state[self.config.context],
+            levels=states.map(lambda each: NoiseLevels.of(each.denoise_mask)),
+            context=context,
         )
         context.progress.begin(len(self.evaluations))
         final = self._sample(states, sigmas, denoiser, state[NOISE], context)

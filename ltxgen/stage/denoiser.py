@@ -24,9 +24,9 @@ from ltxgen.stage.protocol import RunContext, Setting
 class Denoiser:
     """Predicts the guided clean latents of a step: the sampler's only view of the model.
 
-    `transformer` is wrapped in what the stage's ranks and its reuse make of it; `levels` tell the tokens of a noise
-    level from those that are known. `previous` is the last prediction, `calls` how many there were, `passes` the names
-    of those that ran since they were last told.
+    `transformer` is what the stage's ranks and its reuse make of it, `levels` are the distinct values of the states'
+    denoise masks. `previous` is the last prediction, `calls` how many there were, `passes` the names of those that ran
+    since they were last told.
     """
 
     name: str
