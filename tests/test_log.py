@@ -17,7 +17,7 @@ import yaml
 import ltxgen
 from ltxgen.recipe import tensorboard
 from ltxgen.recipe.log import JsonLines
-from ltxgen.stage.denoise import Denoiser
+from ltxgen.stage.denoiser import Denoiser
 
 LATENTS_ONLY = ("~stages.decode_video", "~stages.decode_audio", "~stages.write")
 

@@ -16,8 +16,9 @@ from ltxgen.config.errors import Refusal
 
 
 def test_kinds_are_the_files_of_the_group():
+    shared = ("checkpoints", "denoise_problems", "denoiser", "initial_states")
     folder = Path(ltxgen.__file__).parent / "stage"
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "protocol", "checkpoints"}
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "protocol", *shared}
     assert set(registry.kinds("stage")) == files
     for kind in files:
         assert registry.config_of("stage", kind).kind == kind

@@ -3,8 +3,8 @@
 from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, Candidate, ResolvedArtifact
 from ltxgen.artifacts.check import CheckResult, check_artifacts
 from ltxgen.artifacts.components import COMPONENT_NAMES, COMPONENTS, BuildOptions, ComponentSpec, artifact_of
+from ltxgen.artifacts.fusion import FusedLoras, Fusion
 from ltxgen.artifacts.load import load_component, tensor_reader
-from ltxgen.artifacts.lora import FusedLoras, Fusion
 from ltxgen.artifacts.resolver import Places, Resolution, fetch, resolve_all
 from ltxgen.artifacts.tokenizer import load_tokenizer
 

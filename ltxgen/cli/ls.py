@@ -92,7 +92,7 @@ def _planned(words: Sequence[str], files: Mapping[str, Path]) -> Plan:
 
 
 def _memory_line(plan: Plan) -> str:
-    from ltxgen.recipe.forecast import AUTO
+    from ltxgen.recipe.policy import AUTO
 
     request, memory = plan.recipe.request, plan.memory
     assert memory is not None, "a plan without problems knows its memory"

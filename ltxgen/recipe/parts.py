@@ -14,8 +14,9 @@ from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.cache_folder import cache_folder
 from ltxgen.artifacts.chat import load_chat
 from ltxgen.artifacts.components import CHAT, TOKENIZER, TRANSFORMERS, BuildOptions, artifact_of
+from ltxgen.artifacts.fusion import FusedLoras
 from ltxgen.artifacts.load import Loading, tensor_reader
-from ltxgen.artifacts.lora import IC_LORA, FusedLoras
+from ltxgen.artifacts.lora import IC_LORA
 from ltxgen.artifacts.placement import WHOLE, Placement
 from ltxgen.artifacts.tokenizer import load_tokenizer
 from ltxgen.memory.aside import Aside

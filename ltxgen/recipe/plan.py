@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ltxgen.artifacts.artifact import ArtifactSpec, Attempt, Files, ResolvedArtifact
-from ltxgen.artifacts.catalog import SPECS, candidate
 from ltxgen.artifacts.check import CheckResult, check_artifacts
-from ltxgen.artifacts.components import BuildOptions, artifact_of
+from ltxgen.artifacts.components import BuildOptions
 from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.attention.choice import AttentionPlan, Side, choose, role_specs
 from ltxgen.attention.protocol import DeviceFacts
-from ltxgen.config.errors import Problem, Refusal, did_you_mean
-from ltxgen.config.recipe import GIVEN, ArtifactChoice, Recipe
+from ltxgen.config.errors import Problem, Refusal
+from ltxgen.config.recipe import Recipe
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
-from ltxgen.media.files import check_free_space, check_writable
-from ltxgen.media.mp4 import estimated_bytes
 from ltxgen.models.transformer import TransformerConfig
 from ltxgen.models.transformer.graphs import GRAPHED_TOKENS
 from ltxgen.parallel.cost import TEXT_TOKENS, Work
@@ -35,17 +29,18 @@ from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.recipe.distilled import undistilled
 from ltxgen.recipe.executor import wiring_problems
-from ltxgen.recipe.forecast import MemoryPlan, Room, choose_policy
+from ltxgen.recipe.forecast import Room
 from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
 from ltxgen.recipe.needs import forecaster_of, num_text_states, room_on
-from ltxgen.recipe.parts import KNOWN_LORAS, lora_artifact
+from ltxgen.recipe.policy import MemoryPlan, choose_policy
 from ltxgen.recipe.precision import float8_layers, precision_notes, precision_problems
+from ltxgen.recipe.problems import lora_name_problems, output_problems, size_problems, unused_problems
 from ltxgen.recipe.sizes import with_source_sizes
-from ltxgen.recipe.tensorboard import lacking_tensorboard
+from ltxgen.recipe.specs import artifact_specs, component_names
 from ltxgen.runtime.environment import resolve_compile, resolve_device, resolve_dtype, resolve_kernels
 from ltxgen.stage.denoise import NOISE, Denoise, DenoiseConfig
 from ltxgen.stage.enhance_prompt import EnhancePromptConfig
-from ltxgen.stage.protocol import Setting, Stage, request_fields, setting_for
+from ltxgen.stage.protocol import Setting, Stage, setting_for
 
 
 @dataclass(frozen=True)
@@ -111,12 +106,12 @@ def make_plan(
     numerics = Numerics.named(recipe.runtime.numerics)
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = _built(recipe, setting)
-    problems += _unused_problems(recipe)
+    problems += unused_problems(recipe)
     problems += launch_problems(recipe.parallel)
     here = gpu_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
-    sizes = _size_problems(recipe, stages)
+    sizes = size_problems(recipe, stages)
     problems += sizes
-    problems += _lora_name_problems(recipe, stages)
+    problems += lora_name_problems(recipe, stages)
     problems += wiring_problems(stages, given=(NOISE,))
 
     specs = artifact_specs(recipe, stages)
@@ -157,7 +152,7 @@ def make_plan(
     problems += _inferred(stages)
     for stage in stages.values() if not problems else ():
         notes += stage.notes if isinstance(stage, Denoise) else ()
-    problems += _output_problems(recipe)
+    problems += output_problems(recipe)
     memory = None
     if not problems and parallel is not None:
         memory, lacking = _memory_plan(recipe, stages, resolution.artifacts, parallel, options, device, room)
@@ -260,45 +255,6 @@ def _attention_plan(
     return choose(recipe.attention, DeviceFacts.of(device), dtype, specs)
 
 
-def component_names(stages: Mapping[str, Stage]) -> tuple[str, ...]:
-    """The components that `stages` load, in the order of first use."""
-    return tuple(dict.fromkeys(request.name for stage in stages.values() for request in stage.parts))
-
-
-def artifact_specs(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[ArtifactSpec, ...]:
-    """The artifacts that `stages` need: those of their components, then those of their LoRAs."""
-    loras = dict.fromkeys(name for stage in stages.values() for request in stage.parts for name, _ in request.loras)
-    known = [name for name in loras if name in KNOWN_LORAS or name in recipe.artifacts.loras]
-    components = dict.fromkeys(artifact_of(name) for name in component_names(stages))
-    return tuple(_spec(recipe, name) for name in itertools.chain(components, map(lora_artifact, known)))
-
-
-def _spec(recipe: Recipe, name: str) -> ArtifactSpec:
-    owner, _, lora = name.partition(".")
-    choice: ArtifactChoice = recipe.artifacts.loras[lora] if owner == "loras" else getattr(recipe.artifacts, name)
-    published = SPECS[recipe.model.generation].get(name)
-    return ArtifactSpec(
-        name=name,
-        candidates=tuple(_candidate(text) for text in choice.candidates),
-        path=choice.path,
-        source="files" if owner == "loras" else recipe.artifacts.source,
-        generation=None if name == "text_encoder" else recipe.model.generation,
-        licence_url=published.licence_url if published else None,
-        gated=bool(published and published.gated),
-        others=published.others if published else (),
-        architecture=recipe.artifacts.architecture,
-        file=choice.file,
-        sha256=choice.sha256,
-    )
-
-
-def _candidate(text: str) -> Any:
-    """`owner/repository[/file][@revision]` as the resolver wants it."""
-    name, _, revision = text.partition("@")
-    owner, repository, *file = name.split("/", 2)
-    return candidate(f"{owner}/{repository}", file[0] if file else "", revision or None)
-
-
 def _or_note(resolve: Callable[[], Any], otherwise: Any, problems: list[Problem]) -> Any:
     try:
         return resolve()
@@ -315,62 +271,3 @@ def _graphed_tokens(rule: str, device: torch.device, parallel: ParallelPlan | No
     if rule == "always":
         raise Refusal([Problem("runtime.graphs", rule, "CUDA graphs need a GPU; use runtime.graphs=auto or never")])
     return 0
-
-
-def _unused_problems(recipe: Recipe) -> list[Problem]:
-    """What the request gives to start from and no stage can see."""
-    seen = {name for config in recipe.stages.values() for name in request_fields(config)}
-    given = {name: getattr(recipe.request, name) for name in GIVEN if name not in seen}
-    files = {f"{name}.path": value.path for name, value in given.items() if hasattr(value, "path")}
-    lists = {name: value for name, value in given.items() if f"{name}.path" not in files}
-    lists = {name: [getattr(each, "path", each) for each in value or ()] for name, value in lists.items()}
-    message = "no stage of this recipe takes it; leave it out, or {fix}"
-    fixes = {"instructions.path": "add enhance=gemma, which does"}
-    otherwise = "choose a recipe that does (`ltxgen ls recipe`)"
-    return [
-        Problem(f"request.{name}", value, message.format(fix=fixes.get(name, otherwise)))
-        for name, value in (files | lists).items()
-        if value
-    ]
-
-
-def _size_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:
-    multiple = math.lcm(*(stage.size_multiple for stage in stages.values()))
-    problems = []
-    for name in ("height", "width"):
-        value = getattr(recipe.request, name)
-        if value % multiple:
-            below = value // multiple * multiple
-            nearest = f"the nearest are {below} and {below + multiple}" if below else f"the smallest is {multiple}"
-            message = f"must be a multiple of {multiple} in this recipe; {nearest}"
-            problems.append(Problem(f"request.{name}", value, message))
-    return problems
-
-
-def _lora_name_problems(recipe: Recipe, stages: Mapping[str, Stage]) -> list[Problem]:
-    known = (*KNOWN_LORAS, *recipe.artifacts.loras)
-    return [
-        Problem(
-            f"stages.{name}.loras.{lora}",
-            strength,
-            f"no such LoRA; name its file with artifacts.loras.{lora}.path=FILE{did_you_mean(lora, known)}",
-        )
-        for name, stage in stages.items()
-        for request in stage.parts
-        for lora, strength in request.loras
-        if lora not in known
-    ]
-
-
-def _output_problems(recipe: Recipe) -> list[Problem]:
-    folder = Path(recipe.output.dir).expanduser()
-    wrong = check_writable(folder) or check_free_space(folder, output_bytes(recipe))
-    problems = [Problem("output.dir", recipe.output.dir, wrong)] if wrong else []
-    if recipe.output.tensorboard and (lacking := lacking_tensorboard()):
-        problems.append(Problem("output.tensorboard", True, lacking))
-    return problems
-
-
-def output_bytes(recipe: Recipe) -> int:
-    """About what the files of a run take."""
-    return estimated_bytes(recipe.request.num_frames, recipe.request.height, recipe.request.width)

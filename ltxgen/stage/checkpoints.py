@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ltxgen.diffusion.latents import LatentState
 from ltxgen.diffusion.noise import NoiseSource, NoiseState
 from ltxgen.diffusion.pair import Pair
+from ltxgen.stage.denoiser import Denoiser
 from ltxgen.stage.protocol import Steps
-
-if TYPE_CHECKING:
-    from ltxgen.stage.denoise import Denoiser
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ltxgen.media.picture import picture_facts, read_picture, through_h264
 from ltxgen.media.sound import BadMedia
 from ltxgen.models.video_vae import VideoVAEConfig, encode_cost, encoder_for
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stage
 
 
 @register("stage", "condition_images")
@@ -47,13 +47,10 @@ class ConditionImagesConfig:
         return ConditionImages(self, name, setting)
 
 
-class ConditionImages:
+class ConditionImages(Stage):
     """Writes `<name>.conditions`; without pictures nothing is in them and nothing is loaded."""
 
     reads = ()
-    num_passes = 0
-    makes_stream = False
-    work = None
 
     def __init__(self, config: ConditionImagesConfig, name: str, setting: Setting) -> None:
         self.config = config

@@ -25,7 +25,7 @@ from ltxgen.media.footage import footage_facts, read_footage
 from ltxgen.media.sound import BadMedia
 from ltxgen.models.video_vae import Encoder, VideoVAEConfig, encode_cost, encoder_for
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stage
 
 
 @register("stage", "condition_references")
@@ -46,13 +46,10 @@ class ConditionReferencesConfig:
         return ConditionReferences(self, name, setting)
 
 
-class ConditionReferences:
+class ConditionReferences(Stage):
     """Writes `<name>.conditions`; without references nothing is in them and nothing is loaded."""
 
     reads = ()
-    num_passes = 0
-    makes_stream = False
-    work = None
 
     def __init__(self, config: ConditionReferencesConfig, name: str, setting: Setting) -> None:
         self.config = config

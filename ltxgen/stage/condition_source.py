@@ -14,7 +14,7 @@ from ltxgen.diffusion.grids import AudioGrid, VideoGrid
 from ltxgen.diffusion.pair import Pair
 from ltxgen.diffusion.positions import audio_positions, video_positions
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import RunContext, Setting, Stage
 
 Tokens = tuple[Condition, ...]
 
@@ -36,14 +36,8 @@ class ConditionSourceConfig:
         return ConditionSource(self, name, setting)
 
 
-class ConditionSource:
+class ConditionSource(Stage):
     """Reads the latents of a clip, writes `<name>.conditions`."""
-
-    size_multiple = 1
-    num_passes = 0
-    makes_stream = False
-    work = None
-    parts: tuple[PartRequest, ...] = ()
 
     def __init__(self, config: ConditionSourceConfig, name: str, setting: Setting) -> None:
         self.config = config
@@ -62,9 +56,6 @@ class ConditionSource:
         if self.config.keep == "all":
             return self._extension_problems(num_frames)
         return [*self._span_problems(num_frames), *self._regenerate_problems(has_sound)]
-
-    def activation_bytes(self, free_bytes: int) -> int:
-        return 0
 
     def describe(self) -> dict[str, Any]:
         if self.config.keep == "all":

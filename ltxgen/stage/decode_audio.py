@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ltxgen.config.errors import Problem
 from ltxgen.media.sound import Sound
 from ltxgen.models.vocoder import VocoderConfig
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stage
 
 # Of the vocoder's widest activation, which its filters also hold at twice the rate; measured for 5 s of sound: 0.1 GiB.
 ACTIVATION_COPIES = 6
@@ -30,13 +29,8 @@ class DecodeAudioConfig:
         return DecodeAudio(self, name, setting)
 
 
-class DecodeAudio:
+class DecodeAudio(Stage):
     """Reads an audio latent (1,8,T,16), writes `<name>.waveform`."""
-
-    size_multiple = 1
-    num_passes = 0
-    makes_stream = False
-    work = None
 
     def __init__(self, config: DecodeAudioConfig, name: str, setting: Setting) -> None:
         self.source = config.source or setting.numerics.decoded_audio
@@ -48,9 +42,6 @@ class DecodeAudio:
         self.setting = setting
         self.vocoder_dtype = vocoder_dtype
         self.parts = (PartRequest("audio_decoder", setting.dtype), PartRequest("vocoder", vocoder_dtype))
-
-    def infer(self, shapes: dict[str, Any]) -> list[Problem]:
-        return []
 
     def activation_bytes(self, free_bytes: int) -> int:
         vocoder = VocoderConfig.from_metadata(self.setting.artifacts["checkpoint"].config["vocoder"])

@@ -30,7 +30,7 @@ from ltxgen.models.video_vae import (
 from ltxgen.parallel.tiles import TileParallel
 from ltxgen.registry import register
 from ltxgen.runtime.memory import free_device_bytes
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stream
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stage, Stream
 
 Join = Callable[[Iterator[Tensor]], Iterator[Tensor]]
 """Of decoded tiles, to chunks of the video."""
@@ -75,13 +75,10 @@ class DecodeVideoConfig:
         return DecodeVideo(self, name, setting)
 
 
-class DecodeVideo:
+class DecodeVideo(Stage):
     """Reads a video latent (1,C,F,H,W), writes `<name>.frames`: a stream of uint8 frames (f,H,W,3)."""
 
-    size_multiple = 1
-    num_passes = 0
     makes_stream = True
-    work = None
 
     def __init__(self, config: DecodeVideoConfig, name: str, setting: Setting) -> None:
         self.config = config

@@ -17,7 +17,7 @@ from ltxgen.diffusion.pair import Pair
 from ltxgen.media.sound import BadMedia, Sound, read_sound
 from ltxgen.models.audio_vae import AudioEncoder, waveform_to_mel
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stage
 
 # Of one of the encoder's first activations.
 ACTIVATION_COPIES = 5
@@ -34,14 +34,10 @@ class EncodeAudioConfig:
         return EncodeAudio(name, setting)
 
 
-class EncodeAudio:
+class EncodeAudio(Stage):
     """Writes `<name>.waveform`, the sound itself, and `<name>.conditions`: its latents, which aren't generated."""
 
     reads = ()
-    size_multiple = 1
-    num_passes = 0
-    makes_stream = False
-    work = None
 
     def __init__(self, name: str, setting: Setting) -> None:
         self.setting = setting

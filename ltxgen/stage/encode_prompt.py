@@ -10,7 +10,7 @@ from ltxgen.config.errors import Problem
 from ltxgen.diffusion.context import Context, Contexts
 from ltxgen.parallel.cost import TEXT_TOKENS
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stage
 
 # Of all hidden states of a prompt: as Gemma gives them, normed, and scaled for one projection.
 STATE_COPIES = 3
@@ -30,13 +30,8 @@ class EncodePromptConfig:
         return EncodePrompt(self, name, setting)
 
 
-class EncodePrompt:
+class EncodePrompt(Stage):
     """Writes `<name>.context`; reads the prompt that an earlier stage has written in place of the request's."""
-
-    size_multiple = 1
-    num_passes = 0
-    makes_stream = False
-    work = None
 
     def __init__(self, config: EncodePromptConfig, name: str, setting: Setting) -> None:
         self.enhanced = setting.enhanced

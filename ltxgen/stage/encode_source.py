@@ -22,7 +22,7 @@ from ltxgen.models.video_vae import Tiling, VideoEncoder, VideoVAEConfig, encode
 from ltxgen.registry import register
 from ltxgen.stage.decode_video import TilingConfig
 from ltxgen.stage.encode_audio import encode_sound, encoding_bytes
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stage
 
 _FRAMES_AT_ONCE = 8  # fp32 copies are made of so many frames and not of the whole clip
 # Of sound behind the last frame: what the spectrogram of the last latent sees, and the rest of a codec's block.
@@ -45,15 +45,12 @@ class EncodeSourceConfig:
         return EncodeSource(self, name, setting)
 
 
-class EncodeSource:
+class EncodeSource(Stage):
     """Writes `<name>.video` (1,C,F,H,W) and `<name>.audio` (1,C,T,M), normalised latents; the latter None for a clip
     without sound."""
 
     reads = ()
     size_multiple = VideoGrid.spatial_factor
-    num_passes = 0
-    makes_stream = False
-    work = None
 
     def __init__(self, config: EncodeSourceConfig, name: str, setting: Setting) -> None:
         self.config = config

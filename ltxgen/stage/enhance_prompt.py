@@ -16,7 +16,7 @@ from ltxgen.media.picture import picture_facts, read_picture
 from ltxgen.media.sound import BadMedia
 from ltxgen.models.text_encoder.layout import DEFAULT_SIZES, text_section
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stage
 
 # Of the instructions, a prompt and a picture: what room for is planned. More is no error, it only takes more memory.
 QUESTION_TOKENS = 2048
@@ -66,15 +66,11 @@ class EnhancePromptConfig:
         return EnhancePrompt(self, name, setting)
 
 
-class EnhancePrompt:
+class EnhancePrompt(Stage):
     """Writes `<name>.prompt`, which stands for the request's, and `<name>.request`: its fields as they are from then
     on, with which a run does without this stage."""
 
     reads = ()
-    size_multiple = 1
-    num_passes = 0
-    makes_stream = False
-    work = None
 
     def __init__(self, config: EnhancePromptConfig, name: str, setting: Setting) -> None:
         self.config = config

@@ -198,8 +198,12 @@ class Stage(Protocol):
     writes: Sequence[str]
     parts: Sequence[PartRequest] = ()
     size_multiple: int = 1  # what the request's height and width must be multiples of
-    num_passes: int = 0  # of the transformer in a step, at most; 0 for a stage without steps
     makes_stream: bool = False  # what it writes is a Stream
+
+    @property
+    def num_passes(self) -> int:
+        """Of the transformer in a step, at most; 0 for a stage without steps."""
+        return 0
 
     @property
     def work(self) -> Work | None:

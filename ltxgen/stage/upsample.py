@@ -11,7 +11,7 @@ from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import Problem
 from ltxgen.models.upsampler import LatentUpsampler, UpsamplerConfig
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import PartRequest, RunContext, Setting, Stage
 
 # Of its activations at the larger size, measured at 1536x1024x121: 0.3 GiB.
 ACTIVATION_COPIES = 5
@@ -31,13 +31,8 @@ class UpsampleConfig:
         return Upsample(self, name, setting)
 
 
-class Upsample:
+class Upsample(Stage):
     """Reads a video latent (1,C,F,H,W), writes `<name>.video`."""
-
-    size_multiple = 1
-    num_passes = 0
-    makes_stream = False
-    work = None
 
     def __init__(self, config: UpsampleConfig, name: str, setting: Setting) -> None:
         self.config = config

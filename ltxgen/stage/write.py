@@ -15,7 +15,7 @@ from ltxgen.media.background import Background
 from ltxgen.media.images import ContactSheet
 from ltxgen.media.mp4 import Mp4Settings, Mp4Writer, check_encoders
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import RunContext, Setting, Stage
 
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
@@ -38,24 +38,16 @@ class WriteConfig:
         return Write(self, name, setting)
 
 
-class Write:
+class Write(Stage):
     """Reads frames and sound, writes files only."""
 
     writes = ()
-    size_multiple = 1
-    num_passes = 0
-    makes_stream = False
-    work = None
-    parts: tuple[PartRequest, ...] = ()
 
     def __init__(self, config: WriteConfig, name: str, setting: Setting) -> None:
         self.config = config
         self.name = name
         self.request = setting.request
         self.reads = (config.frames, config.waveform)
-
-    def activation_bytes(self, free_bytes: int) -> int:
-        return 0  # frames are on the host
 
     def infer(self, shapes: dict[str, Any]) -> list[Problem]:
         missing = check_encoders()

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ltxgen.config.errors import Problem
 from ltxgen.media.sound import write_wav
 from ltxgen.registry import register
-from ltxgen.stage.protocol import PartRequest, RunContext, Setting
+from ltxgen.stage.protocol import RunContext, Setting, Stage
 
 FILE = "sound.wav"
 
@@ -27,24 +26,13 @@ class WriteAudioConfig:
         return WriteAudio(self)
 
 
-class WriteAudio:
+class WriteAudio(Stage):
     """Reads a sound, writes a file only."""
 
     writes = ()
-    size_multiple = 1
-    num_passes = 0
-    makes_stream = False
-    work = None
-    parts: tuple[PartRequest, ...] = ()
 
     def __init__(self, config: WriteAudioConfig) -> None:
         self.reads = (config.waveform,)
-
-    def infer(self, shapes: dict[str, Any]) -> list[Problem]:
-        return []
-
-    def activation_bytes(self, free_bytes: int) -> int:
-        return 0
 
     def describe(self) -> dict[str, Any]:
         return {"files": [FILE]}

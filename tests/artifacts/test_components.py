@@ -5,7 +5,8 @@ import math
 import pytest
 
 from ltxgen.artifacts.artifact import ArtifactSpec
-from ltxgen.artifacts.components import COMPONENT_NAMES, COMPONENTS, BuildOptions, Prefixes, artifact_of
+from ltxgen.artifacts.components import COMPONENT_NAMES, COMPONENTS, BuildOptions, artifact_of
+from ltxgen.artifacts.key_rules import Prefixes
 from ltxgen.artifacts.load import build_on_meta
 from ltxgen.artifacts.lora import linear_weights, synthetic_lora_shapes
 from ltxgen.artifacts.synthetic import synthetic_artifact

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.artifacts.check import check_artifacts
 from ltxgen.artifacts.components import TRANSFORMER_PREFIX, BuildOptions
+from ltxgen.artifacts.fusion import FusedLoras
 from ltxgen.artifacts.load import load_component, tensor_reader
-from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.artifacts.safetensors_file import SafetensorsFile
 from ltxgen.config.errors import Refusal
 from ltxgen.models.transformer.float8 import FLOAT8, Float8Layers, Float8Linear, scaled_rows

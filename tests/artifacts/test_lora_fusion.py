@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
-from ltxgen.artifacts.lora import FusedLoras, fuse, linear_weights, match_lora, restore
+from ltxgen.artifacts.fusion import FusedLoras, fuse, restore
+from ltxgen.artifacts.lora import linear_weights, match_lora
 from ltxgen.config.errors import Refusal
 
 
@@ -178,7 +179,7 @@ def test_stack_fuses_from_clean_weights_and_restores(tmp_path: Path, keep):
 
 
 def test_the_same_set_is_not_fused_again_and_strength_zero_is_no_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ltxgen.artifacts import lora as module_under_test
+    from ltxgen.artifacts import fusion as module_under_test
 
     net = Net(torch.float32)
     before = bits(net)
@@ -213,7 +214,7 @@ def test_only_the_header_decides_a_refusal_and_the_weights_stay(tmp_path: Path):
 
 @pytest.mark.parametrize("keep", ["device", None])
 def test_a_failure_in_the_middle_leaves_clean_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep):
-    from ltxgen.artifacts import lora as module_under_test
+    from ltxgen.artifacts import fusion as module_under_test
 
     net = Net(torch.float32)
     before = bits(net)

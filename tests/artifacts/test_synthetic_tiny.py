@@ -14,8 +14,8 @@ import torch
 from ltxgen.artifacts import seeded, tiny
 from ltxgen.artifacts.artifact import ArtifactSpec
 from ltxgen.artifacts.components import COMPONENTS, BuildOptions
+from ltxgen.artifacts.fusion import FusedLoras
 from ltxgen.artifacts.load import load_component
-from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.artifacts.safetensors_file import read_header
 from ltxgen.artifacts.seeded import seeded_tensor
 from ltxgen.artifacts.source import weight_files

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from ltxgen.artifacts.artifact import ArtifactSpec, ResolvedArtifact
 from ltxgen.artifacts.components import BuildOptions
+from ltxgen.artifacts.fusion import FusedLoras
 from ltxgen.artifacts.load import load_component, tensor_reader
-from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.artifacts.resolver import Places, resolve_all
 from ltxgen.config import compose
 from ltxgen.models.blocks import BLOCKS

@@ -18,7 +18,8 @@ from ltxgen.config.recipe import parse_recipe
 from ltxgen.diffusion.noise import NoiseSource
 from ltxgen.media.provenance import read_provenance
 from ltxgen.recipe.keys import machine_facts, stage_keys
-from ltxgen.recipe.plan import Plan, component_names, make_plan
+from ltxgen.recipe.plan import Plan, make_plan
+from ltxgen.recipe.specs import component_names
 from ltxgen.recipe.state import pack
 from ltxgen.stage.enhance_prompt import cleaned
 

@@ -10,8 +10,9 @@ import torch
 
 from ltxgen.config import compose
 from ltxgen.config.recipe import Memory, parse_recipe
-from ltxgen.recipe.forecast import USABLE, ComponentSize, Forecaster, Peak, Room, StageNeed, choose_policy
+from ltxgen.recipe.forecast import USABLE, ComponentSize, Forecaster, Peak, Room, StageNeed
 from ltxgen.recipe.plan import Plan, make_plan
+from ltxgen.recipe.policy import choose_policy
 
 GIB = 2**30
 AMPLE = Room(1000 * GIB, 1000 * GIB)

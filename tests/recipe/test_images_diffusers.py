@@ -29,14 +29,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ltxgen.artifacts.artifact import ResolvedArtifact
+from ltxgen.artifacts.fusion import FusedLoras
 from ltxgen.artifacts.load import load_component
-from ltxgen.artifacts.lora import FusedLoras
 from ltxgen.bench.peers import diffusers_transformer
 from ltxgen.diffusion import numerics
 from ltxgen.diffusion.latents import LatentState
 from ltxgen.media.clip import read_frames
 from ltxgen.media.mp4 import Mp4Settings, Mp4Writer
-from ltxgen.stage import denoise
+from ltxgen.stage import initial_states
 
 TOLERANCE = 1e-4
 # Half of what is asked for, the size of the stage that is compared.
@@ -122,13 +122,13 @@ class Ours:
 @pytest.fixture
 def run(run_ltxgen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ours]:
     states: list[LatentState] = []
-    apply_noise = denoise.apply_noise
+    apply_noise = initial_states.apply_noise
 
     def watched(state: LatentState, *arguments: Any) -> LatentState:
         states.append(state)
         return apply_noise(state, *arguments)
 
-    monkeypatch.setattr(denoise, "apply_noise", watched)
+    monkeypatch.setattr(initial_states, "apply_noise", watched)
     # diffusers computes as the launch code, but for keyframes, which claim one frame as in the current one.
     monkeypatch.setitem(numerics._BY_NAME, "launch", replace(numerics.LAUNCH, keyframe_span_frames=1))
 

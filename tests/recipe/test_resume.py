@@ -24,7 +24,7 @@ from ltxgen.recipe import run as run_module
 from ltxgen.recipe.resume import forget_runs, interrupted, resumable, run_state
 from ltxgen.recipe.run import whole_folder
 from ltxgen.recipe.store import Store
-from ltxgen.stage.denoise import Denoiser
+from ltxgen.stage.denoiser import Denoiser
 from ltxgen.stage.upsample import Upsample
 
 WORDS = ("stages.base.steps=4", "stages.base.checkpoint_every=1", "stages.refine.checkpoint_every=2")

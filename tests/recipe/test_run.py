@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from ltxgen.artifacts import load, lora
+from ltxgen.artifacts import fusion, load
 from ltxgen.artifacts.source import FileSource
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.recipe import parts as parts_module
@@ -264,9 +264,9 @@ def run_latents(run_ltxgen, tiny_words, folder: Path, *words: str) -> dict[str, 
 def test_refine_takes_the_transformer_of_base(run_ltxgen, tiny_words, tiny_set, tmp_path, monkeypatch, plain):
     loads = Loads(monkeypatch)
     stages: list[str] = []
-    apply = lora.FusedLoras.apply
+    apply = fusion.FusedLoras.apply
     monkeypatch.setattr(
-        lora.FusedLoras, "apply", lambda self, loras: stages.append(f"fuse {len(loras)}") or apply(self, loras)
+        fusion.FusedLoras, "apply", lambda self, loras: stages.append(f"fuse {len(loras)}") or apply(self, loras)
     )
     reader = load.tensor_reader
     monkeypatch.setattr(parts_module, "tensor_reader", lambda *a: stages.append("read again") or reader(*a))

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from ltxgen.config.errors import Refusal
 from ltxgen.config.recipe import parse_recipe
 from ltxgen.recipe import sweep as sweep_module
-from ltxgen.recipe.sweep import PlannedJob, ordered
 from ltxgen.recipe.sweep_folder import Job, SweepFolder
-from ltxgen.stage.denoise import Denoise, Denoiser
+from ltxgen.recipe.sweep_jobs import PlannedJob, ordered
+from ltxgen.stage.denoise import Denoise
+from ltxgen.stage.denoiser import Denoiser
 
 LATENTS_ONLY = ("~stages.decode_video", "~stages.decode_audio", "~stages.write")
 SEEDS = "request.seed=1,2,3"

@@ -23,7 +23,8 @@ from ltxgen.runtime.memory import MemoryMeter
 from ltxgen.sampler.protocol import Denoise as Predict
 from ltxgen.sampler.protocol import Evaluation, Memory, OnStep, Sampler
 from ltxgen.stage.decode_video import DecodeVideo
-from ltxgen.stage.denoise import Denoise, Denoiser
+from ltxgen.stage.denoise import Denoise
+from ltxgen.stage.denoiser import Denoiser
 from ltxgen.stage.protocol import RunContext
 
 Together = Callable[[], object]
