@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	@echo "The weights of this model are random: it shows that everything runs, not what LTX-2.3 can do."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: lint test
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltxgen.artifacts.cache_folder import cache_folder
+from ltxgen.artifacts.cache_folder import cache_folder, one_at_a_time
 from ltxgen.config.errors import Problem, Refusal
 from ltxgen.media.files import locked, whole_file
 
@@ -64,7 +64,9 @@ def resumable(
     with contextlib.ExitStack() as held:
         try:
             state.parent.mkdir(parents=True, exist_ok=True)
-            if not held.enter_context(locked(_lock(state))):
+            with one_at_a_time(RUNS):  # whoever looks after other runs' states holds their locks for a moment
+                alone = held.enter_context(locked(_lock(state)))
+            if not alone:
                 message = "another run is writing there; choose another folder"
                 raise Refusal([Problem("output.dir", str(output), message)])
             forget_runs(KEPT_SECONDS)
@@ -92,7 +94,7 @@ def interrupted(output: Path) -> Interrupted | None:
             return None
         what = "no run into this folder was interrupted; give what output.dir was, with the same LTXGEN_CACHE"
         raise Refusal([Problem("resume", str(output), what)])
-    with locked(_lock(state)) as alone:
+    with one_at_a_time(RUNS), locked(_lock(state)) as alone:
         if not alone:
             raise Refusal([Problem("resume", str(output), "is still being written; wait for that run, or end it")])
     kept = json.loads((state / CONFIG).read_text(encoding="utf-8"))
@@ -106,7 +108,7 @@ def forget_runs(older_than_seconds: float = 0.0) -> int:
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             if time.time() - state.stat().st_mtime < older_than_seconds:
                 continue
-            with locked(_lock(state)) as alone:
+            with one_at_a_time(RUNS), locked(_lock(state)) as alone:
                 if not alone:
                     continue
                 try:
