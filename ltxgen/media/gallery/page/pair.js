@@ -26,6 +26,7 @@ function openPair(mode = pair.mode) {
 function closePair() {
   for (const video of pair.videos) clock.remove(video);
   pair.videos = [];
+  document.getElementById("pair").replaceChildren();
   document.getElementById("pair").hidden = true;
   document.getElementById("grid").hidden = false;
   document.body.classList.remove("pairing");
@@ -138,6 +139,7 @@ function watchFrames(video, place) {
   pair.frames[place] = -1;
   const run = [pair.a, pair.b][place];
   const shown = (time) => {
+    if (pair.videos[place] !== video) return; // a frame of a pair that is no longer shown
     pair.frames[place] = Math.floor(time * run.video.fps + 1e-3);
     drawDifference();
   };
