@@ -196,7 +196,9 @@ class Bench:
 
     def _pictures(self, plans: SizePlans, decoder: Any) -> None:
         """How far the pictures of the layouts are from one GPU's, all decoded by the first rank."""
-        for stage, alone in zip(decoding(plans.one), tile_rows(plans), strict=False):
+        for alone in (row for row in tile_rows(plans) if row.alone):
+            stage = alone.stage
+            assert isinstance(stage, DecodeVideo), "rows of the picture"
             rows = [row for row in rows_of(plans) if f"{row.stage.name}.video" == stage.source]
             if not self._has_time(self.budget.seconds_of(alone, len(rows)), f"pictures of {plans.size}"):
                 continue

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -106,8 +107,8 @@ class Clock:
         """Milliseconds between the moments."""
         if self._device.type == "cuda":
             self._events[-1].synchronize()
-            return tuple(a.elapsed_time(b) for a, b in zip(self._events, self._events[1:], strict=False))
-        return tuple(1000 * (b - a) for a, b in zip(self._seconds, self._seconds[1:], strict=False))
+            return tuple(a.elapsed_time(b) for a, b in pairwise(self._events))
+        return tuple(1000 * (b - a) for a, b in pairwise(self._seconds))
 
 
 def _difference(after: Communication, before: Communication) -> Communication:
