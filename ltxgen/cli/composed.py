@@ -6,6 +6,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ltxgen.cli.commands import COMMANDS, RECIPE_COMMANDS
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Use = Callable[[dict[str, Any]], float | None]
 RunComposed = Callable[["Sequence[SweepJob]"], Sequence[float | None]]
+OwnFolder = Callable[[Path], AbstractContextManager[Path]]
 
 # Flags of Hydra's own that show something and run nothing.
 _SHOWING_FLAGS = (
@@ -38,9 +41,11 @@ def with_recipe(
     debug: bool,
     run_jobs: RunComposed | None = None,
     rows: Sequence[Sequence[str]] | None = None,
+    own_folder: OwnFolder = nullcontext,
 ) -> int | None:
     """Let Hydra compose the recipe and call `use` with it, or, in a sweep, `run_jobs` with all jobs; without it,
-    `use` with each. With `rows` there are as many jobs for each, with its overrides."""
+    `use` with each. With `rows` there are as many jobs for each, with its overrides. A sweep of others' plugins goes
+    into what `own_folder` gives for its folder."""
     from ltxgen.config import compose
 
     if any(word in _COMPLETION_FLAGS for word in words):  # their words are Hydra's own: install=bash
@@ -76,7 +81,7 @@ def with_recipe(
             return or_exit(lambda: run_jobs(composed(jobs)))
         return [job(dict(each.config)) for each in or_exit(lambda: composed(jobs))]
 
-    compose.hydra_app(job, run_all, words, rows)
+    compose.hydra_app(job, run_all, words, rows, own_folder)
     return 0
 
 

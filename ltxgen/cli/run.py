@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltxgen.cli.composed import RunComposed, with_recipe
+from ltxgen.cli.composed import OwnFolder, RunComposed, with_recipe
 from ltxgen.cli.output import print_page, print_results
 from ltxgen.config.errors import Problem, Refusal
 
@@ -23,8 +23,8 @@ def command(words: list[str], debug: bool) -> int | None:
     rows, words = _requests(words)
     if not compose.is_sweep(words):
         return with_recipe(run, words, debug)
-    with _sweeping(debug) as run_jobs:
-        return with_recipe(run, words, debug, run_jobs, rows)
+    with _sweeping(debug) as (run_jobs, own_folder):
+        return with_recipe(run, words, debug, run_jobs, rows, own_folder)
 
 
 def _requests(words: list[str]) -> tuple[list[list[str]] | None, list[str]]:
@@ -51,8 +51,9 @@ def _run(config: Mapping[str, Any], debug: bool = False) -> float | None:
 
 
 @contextmanager
-def _sweeping(debug: bool) -> Iterator[RunComposed]:
-    """Runs the jobs of a sweep, batch after batch, with what stays loaded between them."""
+def _sweeping(debug: bool) -> Iterator[tuple[RunComposed, OwnFolder]]:
+    """Runs the jobs of a sweep, batch after batch, with what stays loaded between them; and gives it a folder before
+    the first one, where one is wanted then."""
     from ltxgen.config import compose
     from ltxgen.recipe.sweep import Sweep
     from ltxgen.recipe.sweep_folder import Job
@@ -68,6 +69,6 @@ def _sweeping(debug: bool) -> Iterator[RunComposed]:
         return shown or [None] * len(jobs)  # a rank, or a machine, that writes nothing
 
     try:
-        yield run_jobs
+        yield run_jobs, sweep.own_folder
     finally:
         sweep.close()

@@ -12,8 +12,8 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,15 @@ class Sweep:
         self._debug = debug
         self._continues = False
         self._session = Session()
+        self._own: Path | None = None
         self._folder: SweepFolder | None = None
+
+    @contextmanager
+    def own_folder(self, output: Path) -> Iterator[Path]:
+        """The folder of all batches inside the block, `output` or beside it, where it must be known before them."""
+        is_main = not is_rank() or os.environ["RANK"] == "0"
+        with own_folder(output) if is_main else nullcontext(output) as self._own:
+            yield self._own
 
     def run(self, jobs: Sequence[Job]) -> list[Path]:
         """Run `jobs`, into numbered folders of one folder that the first batch begins anew; returns theirs, in order.
@@ -71,6 +79,8 @@ class Sweep:
         """The folder of all batches."""
         if self._folder is not None:
             return nullcontext(self._folder.path)
+        if self._own is not None:
+            return nullcontext(self._own)
         return own_folder(_folder_of(jobs)) if _writes(jobs) else nullcontext(_folder_of(jobs))
 
     def resume(self, path: Path) -> list[Path]:

@@ -81,3 +81,25 @@ def test_runs_and_sweeps_that_start_in_one_second(run_ltxgen, tiny_words, tmp_pa
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == [name, f"{name}_2", f"{name}_3"]
     resumed = run_ltxgen("resume", f"outputs/{name}_3", cwd=tmp_path)
     assert resumed.code == 0, resumed.err
+
+
+def test_sweeps_by_other_launchers_that_start_in_one_second(run_ltxgen, tiny_words, tmp_path: Path):
+    name = this_second()
+    words = ("-m", *tiny_words, *LATENTS_ONLY, "hydra/launcher=basic", f"output.dir=outputs/{name}", "request.seed=1,2")
+    for _ in range(2):
+        result = run_ltxgen(*words, cwd=tmp_path)
+        assert result.code == 0, result.err
+    runs = sorted(path.parent.relative_to(tmp_path / "outputs") for path in tmp_path.rglob("manifest.json"))
+    assert list(map(str, runs)) == [f"{name}/0", f"{name}/1", f"{name}_2/0", f"{name}_2/1"]
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == [name, f"{name}_2"]
+
+
+def test_sweeps_by_other_sweepers_that_start_in_one_second(run_ltxgen, tiny_words, tmp_path: Path):
+    """They leave their results beside the jobs, which ltxgen's launcher runs."""
+    name = this_second()
+    words = ("-m", *tiny_words, *LATENTS_ONLY, "hydra/sweeper=basic", f"output.dir=outputs/{name}", "request.seed=1,2")
+    for folder in (name, f"{name}_2"):
+        result = run_ltxgen(*words, cwd=tmp_path)
+        assert result.code == 0, result.err
+        left = sorted(path.name for path in (tmp_path / "outputs" / folder).iterdir())
+        assert left == [".sweep", "0", "1", "index.html", "multirun.yaml", "sweep.json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ltxgen.config.compose.composition import CONFIG_NAME, compose_config
 from ltxgen.config.compose.folders import data_folder
-from ltxgen.config.compose.overrides import fixed_words, has_other_plugins, is_sweep
+from ltxgen.config.compose.overrides import fixed_words, has_other_plugins, in_quotes, is_sweep
 from ltxgen.config.compose.recipes import register_plugins
 from ltxgen.config.launcher import ROWS, RUN_JOBS, RunJobs
 
@@ -24,22 +25,27 @@ def hydra_app(
     run_jobs: RunJobs,
     arguments: Sequence[str],
     rows: Sequence[Sequence[str]] | None = None,
+    own_folder: Callable[[Path], AbstractContextManager[Path]] = nullcontext,
 ) -> None:
     """Run as a Hydra application with these words: `job` once, or `run_jobs` with those of a sweep, or none (--help).
 
     The jobs of a sweep get numbered folders inside the one that `output.dir` names. Other launchers than ltxgen's call
-    `job` for each, wherever they run it. `rows` are overrides: a sweep has its jobs for each of them.
+    `job` for each, wherever they run it; the folder of such a sweep is what `own_folder` gives for it. `rows` are
+    overrides: a sweep has its jobs for each of them.
     """
     given = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in arguments)
-    if is_sweep(arguments) and has_other_plugins(arguments) and not given:
-        # They leave there what their users look for.
-        arguments = [*arguments, f"hydra.sweep.dir='{_sweep_folder(arguments)}'"]
-    _run_hydra(job, run_jobs, arguments, rows)
+    if not is_sweep(arguments) or not has_other_plugins(arguments) or given:
+        _run_hydra(job, run_jobs, arguments, rows)
+        return
+    with own_folder(_sweep_folder(arguments)) as folder:
+        # Other plugins leave in `hydra.sweep.dir` what their users look for; ltxgen's launcher goes by `output.dir`.
+        place = in_quotes(str(folder))
+        _run_hydra(job, run_jobs, [*arguments, f"hydra.sweep.dir={place}", f"output.dir={place}"], rows)
 
 
-def _sweep_folder(arguments: Sequence[str]) -> str:
+def _sweep_folder(arguments: Sequence[str]) -> Path:
     """Where the first job says that the sweep goes; the others, in processes of their own, can't know its time."""
-    return str(compose_config(fixed_words(arguments))["output"]["dir"])
+    return Path(compose_config(fixed_words(arguments))["output"]["dir"]).expanduser()
 
 
 def _run_hydra(

@@ -44,8 +44,13 @@ def _quoted(word: str) -> str:
     is_null = value == "null" and not key.endswith("request.prompt")
     if not _TEXT_KEY.fullmatch(key) or is_null or _QUOTED.fullmatch(value):
         return word
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"{key}='{escaped}'"
+    return f"{key}={in_quotes(value)}"
+
+
+def in_quotes(text: str) -> str:
+    """A text in Hydra's grammar."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
 
 
 def jobs_of_sweep(overrides: Sequence[str]) -> list[list[str]]:
