@@ -51,7 +51,8 @@ def read_requests(path: Path, mode: str = "zip") -> list[list[str]]:
 def _rows(path: Path, mode: str) -> list[Row]:
     kind = path.suffix.lower()
     if kind not in _FORMATS:
-        raise _refused(path, f"must be a file of one of the kinds {', '.join(_FORMATS)}")
+        message = f"must end in one of {', '.join(_FORMATS)}; save a table as CSV, and mere prompts as text, one a line"
+        raise _refused(path, message)
     try:
         text = path.read_text(encoding="utf-8-sig")
         if kind == ".csv":
@@ -65,11 +66,20 @@ def _rows(path: Path, mode: str) -> list[Row]:
         check_size(content)
         return _yaml_rows(path, content, mode)
     except OSError as error:
-        raise _refused(path, f"can't be read: {error.strerror or error}") from error
+        message = f"can't be read ({error.strerror or error}); give the path of one that ends in {', '.join(_FORMATS)}"
+        raise _refused(path, message + _similar(path)) from error
     except (ValueError, RecursionError, yaml.YAMLError, csv.Error) as error:
         raise _refused(
             path, f"is no {kind.removeprefix('.')} that can be read: {' '.join(str(error).split())}"
         ) from error
+
+
+def _similar(path: Path) -> str:
+    """A file of that folder with nearly the same name, if there is one."""
+    try:
+        return did_you_mean(path.name, [each.name for each in path.parent.iterdir() if each.suffix in _FORMATS])
+    except OSError:
+        return ""
 
 
 def _csv_rows(path: Path, text: str) -> list[Row]:
@@ -164,8 +174,6 @@ def _in_grammar(key: str, value: Any) -> str:
         return "{" + ",".join(f"{name}:{_in_grammar(str(name), item)}" for name, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(_in_grammar(key, item) for item in value) + "]"
-    if not _has_plain_keys(value):
-        return "to a mapping whose keys are no names of fields"
     if isinstance(value, _Cell) and not _is_text(key):
         return str(value)
     if isinstance(value, str) and (_is_text(key) or not _PLAIN.fullmatch(value) or _WORDS.fullmatch(value)):

@@ -90,8 +90,6 @@ def test_product(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "text", "mode", "message"),
     [
-        ("none.jsonl", None, "zip", "can't be read: No such file or directory"),
-        ("a.xlsx", "", "zip", "must be a file of one of the kinds .jsonl, .yaml"),
         ("a.jsonl", "{'prompt'", "zip", "is no jsonl that can be read: "),
         ("a.jsonl", "[1]", "zip", "row 1 must be a mapping of config fields to values"),
         ("a.yaml", "prompt: [a, b, c]\nseed: [1, 2]", "zip", "unequal lengths (prompt 3, seed 2)"),
@@ -107,3 +105,25 @@ def test_refusals(tmp_path: Path, name: str, text: str | None, mode: str, messag
     with pytest.raises(Refusal) as caught:
         read_requests(tmp_path / name, mode)
     assert message in str(caught.value)
+
+
+KINDS = ".jsonl, .yaml, .yml, .csv, .txt"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("promts.csv", "can't be read (No such file or directory); give the path of one that ends in {}; did you mean"),
+        ("folder.csv", "can't be read (Is a directory); give the path of one that ends in {}"),
+        ("rows.xlsx", "must end in one of {}; "),
+        ("rows", "must end in one of {}; "),
+    ],
+)
+def test_a_file_that_is_none_says_which_would_be(run_ltxgen, tiny_words, tmp_path: Path, name: str, message: str):
+    (tmp_path / "prompts.csv").touch()
+    (tmp_path / "folder.csv").mkdir()
+    told = run_ltxgen(*tiny_words, f"requests={name}", cwd=tmp_path)
+    assert told.code == 2
+    assert told.err.startswith(f"ltxgen: requests = {name}: {message.format(KINDS)}")
+    assert told.err.count("\n") == 1
+    assert ("did you mean 'prompts.csv'?" in told.err) == (name == "promts.csv")
