@@ -30,7 +30,7 @@ class CudnnFp8(AttentionBackend):
         first=(9, 0),
         last=(10, 3),
         dtypes=HALF,
-        package=Package("cudnn", "pip install --no-deps nvidia-cudnn-frontend==1.20.0"),
+        package=Package("cudnn", "pip install nvidia-cudnn-frontend==1.20.0"),
     )
     takes_masks = False
     head_dims = range(16, 129, 16)  # Hopper takes up to 256, Blackwell not
