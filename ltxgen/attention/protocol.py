@@ -180,10 +180,12 @@ class RoleAttention:
         return self.unmasked.traceable and self.masked.traceable
 
     def with_lse(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `LseBackend.with_lse`, for roles chosen with `needs_lse`."""
-        backend = self._backend(mask)
-        assert isinstance(backend, LseBackend), f"{backend.kind} was not chosen for its log-sum-exp"
-        return backend.with_lse(q, k, v, mask)
+        """As `LseBackend.with_lse`; by the fallback where the backend has none and was not chosen with `needs_lse`."""
+        serving = self._backend(mask)
+        if not isinstance(serving, LseBackend):
+            serving = backend(FALLBACK)
+        assert isinstance(serving, LseBackend), f"{FALLBACK} gives log-sum-exps"
+        return serving.with_lse(q, k, v, mask)
 
     def _backend(self, mask: Tensor | None) -> AttentionBackend:
         return self.unmasked if mask is None else self.masked

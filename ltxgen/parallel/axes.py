@@ -121,6 +121,11 @@ class Layout:
         return cls(guidance, ring, ulysses)
 
     @property
+    def only_axis(self) -> Axis | None:
+        """The axis that all ranks of the sequence lie on; None if there are two."""
+        return self.ulysses if self.ring.size == 1 else self.ring if self.ulysses.size == 1 else None
+
+    @property
     def gather(self) -> tuple[Axis, Axis]:
         """The sequence's axes, inner one first, for putting it together: counted apart from attention."""
         return replace(self.ulysses, tally=self.gathered), replace(self.ring, tally=self.gathered)
@@ -128,8 +133,12 @@ class Layout:
     @property
     def communication(self) -> Communication:
         """What was counted on this rank."""
-        attention = {"ulysses": self.ulysses.tally, "ring": self.ring.tally}
-        return communication({**attention, "gather": self.gathered, "guidance": self.guidance.tally})
+        return communication({**self.of_attention, "gather": self.gathered, "guidance": self.guidance.tally})
+
+    @property
+    def of_attention(self) -> dict[str, Tally]:
+        """What attention exchanges, by axis."""
+        return {"ulysses": self.ulysses.tally, "ring": self.ring.tally}
 
     @property
     def num_shards(self) -> int:

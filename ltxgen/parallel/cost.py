@@ -2,8 +2,8 @@
 
 A step is arithmetic at the GPU's measured rates, memory-bound kernels at its memory bandwidth, and exchanges at the
 bandwidth of the slowest link that an axis crosses. The ring and the gathering of weights run beside arithmetic and
-count for what they take beyond it; the rest of the exchanges is waited for. On several ranks nothing is recorded as a
-CUDA graph, so that a step takes at least what the host needs to launch it.
+count for what they take beyond it; the rest of the exchanges is waited for. A step that is not recorded as a CUDA graph
+takes at least what the host needs to launch it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import BATCHED_TOKENS, TransformerConfig
 from ltxgen.models.transformer.activations import activation_bytes, hidden_bytes
 from ltxgen.models.transformer.flops import LinearWork, block_parameters, linear_work, pass_flops
+from ltxgen.models.transformer.graphs import SHARED_GRAPHED_TOKENS
 from ltxgen.parallel.guidance import GuidedPass, busiest, deal
 from ltxgen.parallel.shape import MeshShape
 from ltxgen.parallel.traffic import step_traffic
@@ -30,8 +31,8 @@ BLOCK_PASSES = 64
 BLOCK_LAUNCH_SECONDS = 4e-3  # of the host, to launch a block: 190 ms a forward beside an H100, 105 to 220 an H200
 EXCHANGE_LAUNCH_SECONDS = 0.7e-3  # and an exchange, of each of two ranks there (docs/parallel.md)
 MERGE_PASSES = 8  # of a token's bytes, to merge a partial result of the ring in fp32
-COLLECTIVE_SECONDS = 0.1e-3  # start-up of one exchange, on two H100s; a block has eight with Ulysses
-COLLECTIVES_PER_BLOCK = 8
+COLLECTIVE_SECONDS = 0.1e-3  # start-up of one exchange, on two H100s; a block has six with Ulysses
+COLLECTIVES_PER_BLOCK = 6
 NO_LAYERS = linear_work({})
 USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator's gaps and the kernels' workspaces
 
@@ -71,8 +72,9 @@ class StepCost:
 class CostModel:
     """Predictions for a transformer whose values take `bytes_per_value`, on machines with `ranks_per_machine` each.
 
-    `batched_tokens`: up to so many video tokens the passes of a step run as one batch. `float8`: of the layers that
-    run in fp8, whose weights take a byte. `launched`: whether what the host takes to launch counts.
+    `batched_tokens`: up to so many video tokens the passes of a step run as one batch. `graphed_tokens`: up to so many
+    of a rank's own, of all its passes, a step is recorded as a CUDA graph where several ranks share it. `float8`: of
+    the layers that run in fp8, whose weights take a byte. `launched`: whether what the host takes to launch counts.
     """
 
     config: TransformerConfig
@@ -82,6 +84,7 @@ class CostModel:
     bytes_per_value: int = 2
     batched_tokens: int = BATCHED_TOKENS
     float8: LinearWork = NO_LAYERS
+    graphed_tokens: int = SHARED_GRAPHED_TOKENS
     launched: bool = True
 
     def run_seconds(self, shape: MeshShape, sharded: bool = False) -> float:
@@ -106,6 +109,8 @@ class CostModel:
         most = busiest(passes, owners, shape.guidance, self.config.num_layers)
         arithmetic = most * self.forward_seconds(work.tokens, shape.num_shards)
         exchange = self._exchange(passes, work.tokens, shape, sharded, arithmetic)
+        if not sharded and shape.most_tokens(len(passes), work.tokens.video or 0) <= self.graphed_tokens:
+            return StepCost(arithmetic, exchange)
         launches = 1 if self._as_batch(work.tokens, shape) else most
         return StepCost(arithmetic, exchange, launches * self._launch_seconds(shape))
 
@@ -147,7 +152,7 @@ class CostModel:
         return (tokens.video or 0) <= self.batched_tokens * shape.num_shards
 
     def _launch_seconds(self, shape: MeshShape) -> float:
-        """Of one pass or one batch. One GPU alone replays small steps, and works longer than its host at large ones."""
+        """Of one pass or one batch. One GPU alone works longer than its host at what it doesn't record."""
         if shape.num_ranks == 1 or not self.launched:
             return 0.0
         exchanges = COLLECTIVES_PER_BLOCK if shape.num_shards > 1 else 0

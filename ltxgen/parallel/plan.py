@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ltxgen.diffusion.pair import Pair
-from ltxgen.models.transformer import AttentionByRole, PassesModel, Transformer, TransformerConfig
+from ltxgen.models.transformer import AttentionByRole, PassesModel, TransformerConfig, Velocities
+from ltxgen.models.transformer.graphs import Record, Run
 from ltxgen.models.video_vae import Tile
 from ltxgen.parallel.axes import Axis, Layout
 from ltxgen.parallel.cost import CostModel, Work, common_heads
 from ltxgen.parallel.guidance import Pass, predict_passes
-from ltxgen.parallel.sequence import ROLES, SequenceParallel, sequence_of_process
+from ltxgen.parallel.sequence import SequenceParallel, sequence_of_process
 from ltxgen.parallel.shape import Choice, MeshShape
 from ltxgen.parallel.tally import Communication
 from ltxgen.parallel.tiles import TileDeal, TileParallel
@@ -49,7 +51,7 @@ class ParallelPlan:
 
     def roles_with_lse(self, num_passes: Iterable[int]) -> tuple[str, ...]:
         """The roles whose `local` function must have `with_lse`, for stages of so many passes a step."""
-        return ROLES if any(self.stage_shape(count).ring > 1 for count in num_passes) else ()
+        return ("video_self",) if any(self.stage_shape(count).ring > 1 for count in num_passes) else ()
 
     def stage_shape(self, num_passes: int) -> MeshShape:
         """The ranks' shape in a stage of at most `num_passes` passes a step."""
@@ -108,9 +110,27 @@ class StageParallel:
     num_blocks: int
     all_predict: bool = False
 
-    def wrap(self, transformer: Transformer) -> PassesModel:
+    def wrap(self, transformer: PassesModel) -> PassesModel:
         """`transformer` run by all ranks of the sequence, whole in and whole out."""
         return self.sequence.wrap(transformer, self.layout)
+
+    def counted(self, record: Record) -> Record:
+        """`record` for steps whose attention exchanges with other ranks: that is counted whenever it is done again."""
+        tallies = self.layout.of_attention.values()
+
+        def record_counted(run: Run) -> Run:
+            with ExitStack() as stack:
+                exchanged = [(tally, stack.enter_context(tally.recording())) for tally in tallies]
+                replay = record(run)
+
+            def replay_counted() -> list[Velocities]:
+                for tally, recorded in exchanged:
+                    tally.repeat(recorded)
+                return replay()
+
+            return replay_counted
+
+        return record_counted
 
     def predict_passes(
         self,

@@ -56,22 +56,3 @@ def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tup
     dtype = torch.promote_types(out.dtype, torch.float32)
     weight = torch.sigmoid(other_lse - lse).nan_to_num(nan=0.0)  # NaN: -inf in both, the results are zeros
     return torch.lerp(out.to(dtype), other_out.to(dtype), weight.to(dtype)[..., None]), torch.logaddexp(lse, other_lse)
-
-
-def gathered_query_attention(
-    q: Tensor, k: Tensor, v: Tensor, axis: Axis, num_keys: Sequence[int], attend: AttentionWithLse
-) -> Tensor:
-    """What `ring_attention` computes, moving the queries instead of the keys: for a short sequence over a long one."""
-    queries = axis.all_gather(q)  # (R, B, H, Tq, D)
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    own = num_keys[axis.rank]
-    if own:
-        out, lse = attend(queries.movedim(0, 2).flatten(2, 3), k[:, :, :own], v[:, :, :own], None)
-        partial = torch.cat([out.to(dtype), lse.to(dtype)[..., None]], dim=-1)
-        partial = partial.unflatten(2, (axis.size, -1)).movedim(2, 0)  # (R, B, H, Tq, D + 1)
-    else:
-        partial = queries.new_zeros((*queries.shape[:-1], queries.shape[-1] + 1), dtype=dtype)
-        partial[..., -1] = -torch.inf  # a weight of zero
-    arrived = axis.all_to_all(partial)
-    weights = arrived[..., -1:].softmax(dim=0)
-    return (weights * arrived[..., :-1]).sum(dim=0).to(q.dtype)

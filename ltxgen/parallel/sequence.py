@@ -30,12 +30,10 @@ from ltxgen.models.transformer import (
 )
 from ltxgen.models.transformer.memo import TensorMemo
 from ltxgen.parallel.axes import Layout
-from ltxgen.parallel.ring import gathered_query_attention, ring_attention
+from ltxgen.parallel.gathered import gathered_keys, gathered_query_attention
+from ltxgen.parallel.ring import AttentionWithLse, ring_attention
 from ltxgen.parallel.shape import Shards
 from ltxgen.parallel.ulysses import ulysses_attention
-
-ROLES = ("video_self", "audio_self", "video_from_audio", "audio_from_video")
-"""The roles whose keys are spread over the ranks; text is not."""
 
 
 @runtime_checkable
@@ -64,17 +62,17 @@ class SequenceParallel:
         self.running: Running | None = None
 
     def roles(self, local: AttentionByRole) -> AttentionByRole:
-        """`local`'s functions, made to work between the ranks. The ring asks for their `with_lse` (`LseAttention`)."""
+        """`local`'s functions, made to work between the ranks. Merging asks for their `with_lse` (`LseAttention`)."""
 
-        def between_ranks(attend: AttentionFunction, keys: Modality, few_queries: bool = False) -> AttentionFunction:
-            return ParallelAttention(self, attend, keys, few_queries)
+        def between_ranks(attend: AttentionFunction, keys: Modality, few: Few = None) -> AttentionFunction:
+            return ParallelAttention(self, attend, keys, few)
 
         return dataclasses.replace(
             local,
             video_self=between_ranks(local.video_self, keys="video"),
-            audio_self=between_ranks(local.audio_self, keys="audio"),
-            video_from_audio=between_ranks(local.video_from_audio, keys="audio"),
-            audio_from_video=between_ranks(local.audio_from_video, keys="video", few_queries=True),
+            audio_self=between_ranks(local.audio_self, keys="audio", few="keys"),
+            video_from_audio=between_ranks(local.video_from_audio, keys="audio", few="keys"),
+            audio_from_video=between_ranks(local.audio_from_video, keys="video", few="queries"),
         )
 
     def wrap(self, transformer: PassesModel, layout: Layout) -> PassesModel:
@@ -168,38 +166,56 @@ def _of_tokens(tokens: Pair[ModalityInput], each: TransformerPass) -> Transforme
 
 
 Modality = Literal["video", "audio"]
+Few = Literal["keys", "queries"] | None
 
 
 @dataclass(frozen=True)
 class ParallelAttention:
     """One role's attention function: between ranks while a sharded transformer runs, otherwise `local`.
 
-    `keys` is the modality attended to. `few_queries`: the queries' sequence is much the shorter one.
+    `keys` is the modality attended to. `few`: which of both sequences, if any, is much the shorter one.
     """
 
     parallel: SequenceParallel
     local: AttentionFunction
     keys: Modality
-    few_queries: bool
+    few: Few
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q, k, v of this rank's tokens; `mask` has the rows of its ring block and the columns of all tokens."""
         running = self.parallel.running
         if running is None:
             return self.local(q, k, v, mask)
-        shards: Shards = getattr(running.shards, self.keys)
-        num_keys, ring = shards.tokens_in_block, running.layout.ring
+        layout, shards = running.layout, getattr(running.shards, self.keys)
+        if self.few == "keys":
+            keys, values = gathered_keys(k, v, (layout.ulysses, layout.ring), shards.num_tokens)
+            return self.local(q, keys, values, own_rows(mask, q.shape[2], layout))
+        if self.few == "queries" and mask is None and (axis := layout.only_axis) is not None:
+            counts = [shards.tokens_in_piece(number) for number in range(axis.size)]
+            return gathered_query_attention(q, k, v, axis, counts, self._with_lse)
 
         def over_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             # Padding stands behind a block's tokens and is cut off, which needs no mask: the fast kernels have none.
-            if ring.size == 1:
-                return self.local(q, k[:, :, : num_keys[0]], v[:, :, : num_keys[0]], mask)
-            assert isinstance(self.local, LseAttention), f"{self.local} gives no log-sum-exp for the ring to merge by"
-            if self.few_queries and mask is None:
-                return gathered_query_attention(q, k, v, ring, num_keys, self.local.with_lse)
-            return ring_attention(q, k, v, mask, ring, num_keys, self.local.with_lse)
+            counts = shards.tokens_in_block
+            if layout.ring.size == 1:
+                return self.local(q, k[:, :, : counts[0]], v[:, :, : counts[0]], mask)
+            if self.few == "queries" and mask is None:
+                return gathered_query_attention(q, k, v, layout.ring, counts, self._with_lse)
+            return ring_attention(q, k, v, mask, layout.ring, counts, self._with_lse)
 
-        return ulysses_attention(q, k, v, running.layout.ulysses, over_blocks)
+        return ulysses_attention(q, k, v, layout.ulysses, over_blocks)
+
+    @property
+    def _with_lse(self) -> AttentionWithLse:
+        assert isinstance(self.local, LseAttention), f"{self.local} gives no log-sum-exp to merge by"
+        return self.local.with_lse
+
+
+def own_rows(mask: Tensor | None, num_rows: int, layout: Layout) -> Tensor | None:
+    """Of the rows of a ring block those of this rank's `num_rows` queries; a single row is everyone's."""
+    if mask is None or mask.shape[-2] == 1:
+        return mask
+    return mask.narrow(-2, layout.ulysses.rank * num_rows, num_rows)
 
 
 def gather_tokens(piece: Tensor, whole: ModalityInput, *, layout: Layout) -> Tensor:

@@ -82,26 +82,22 @@ def pass_traffic(
     shards = tokens.map(lambda count: Shards(count, shape.ring, shape.ulysses))
     video, audio, blocks = shards.video, shards.audio, config.num_layers - first_block
     exchange = _Exchange(shape, bytes_per_value)
-    ulysses = ring = gather = 0
-
-    def add(times: int, queries: Shards, keys: Shards, width: int, heads: int, few_queries: bool = False) -> None:
-        nonlocal ulysses, ring
-        ulysses += times * exchange.heads(queries, keys, width)
-        ring += times * (exchange.queries(queries, width, heads) if few_queries else exchange.keys(keys, width))
-
+    moved: list[tuple[int, Traffic]] = []  # how often, and what
+    gather = 0
     if video is not None:
         skipped = sum(block >= first_block for block in perturbation.skip_video_self_attention)
-        add(blocks - skipped, video, video, config.video.width, config.video.num_heads)
+        moved.append((blocks - skipped, exchange.long(video, config.video.width)))
         gather += exchange.whole(video, config.video.out_channels)
     if audio is not None:
         skipped = sum(block >= first_block for block in perturbation.skip_audio_self_attention)
-        add(blocks - skipped, audio, audio, config.audio.width, config.audio.num_heads)
+        moved.append((blocks - skipped, exchange.few_keys(audio, config.audio.width)))
         gather += exchange.whole(audio, config.audio.out_channels)
     if video is not None and audio is not None and not perturbation.isolate_modalities:
-        width, heads = config.audio.width, config.audio.num_heads
-        add(blocks, video, audio, width, heads)
-        add(blocks, audio, video, width, heads, few_queries=True)
-    return Traffic(ulysses, ring, gather)
+        moved.append((blocks, exchange.few_keys(audio, config.audio.width)))
+        moved.append((blocks, exchange.few_queries(audio, video, config.audio.width, config.audio.num_heads)))
+    return Traffic(
+        sum(times * each.ulysses for times, each in moved), sum(times * each.ring for times, each in moved), gather
+    )
 
 
 @dataclass(frozen=True)
@@ -111,23 +107,35 @@ class _Exchange:
     shape: MeshShape
     bytes_per_value: int
 
-    def heads(self, queries: Shards, keys: Shards, width: int) -> int:
-        """Ulysses: queries, keys and values there, results back; of each a part 1/U stays where it is."""
+    def long(self, tokens: Shards, width: int) -> Traffic:
+        """A long sequence with itself: heads of all tokens along Ulysses, keys and values of all blocks in the ring."""
+        U, R = self.shape.ulysses, self.shape.ring
+        keys = (R - 1) * 2 * tokens.block_length * (width // U) * self.bytes_per_value
+        return Traffic(self._heads(tokens, tokens, width), keys)
+
+    def few_keys(self, keys: Shards, width: int) -> Traffic:
+        """Every other shard's keys and values: first of the block, then of all blocks."""
+        U, R = self.shape.ulysses, self.shape.ring
+        pair = 2 * width * self.bytes_per_value
+        return Traffic((U - 1) * keys.piece_length * pair, (R - 1) * keys.block_length * pair)
+
+    def few_queries(self, queries: Shards, keys: Shards, width: int, heads: int) -> Traffic:
+        """Every other shard's queries along the only axis, or else heads along Ulysses and then the ring's queries."""
+        U, R = self.shape.ulysses, self.shape.ring
+        if R == 1:
+            return Traffic(ulysses=(U - 1) * self._query(width, heads) * queries.piece_length)
+        there = self._heads(queries, keys, width) if U > 1 else 0
+        return Traffic(there, (R - 1) * self._query(width // U, heads // U) * queries.block_length)
+
+    def _heads(self, queries: Shards, keys: Shards, width: int) -> int:
+        """Queries, keys and values there, results back; of each a part 1/U stays where it is."""
         U = self.shape.ulysses
         moved = 2 * queries.piece_length + 2 * keys.piece_length
         return moved * width * self.bytes_per_value * (U - 1) // U
 
-    def keys(self, keys: Shards, width: int) -> int:
-        """Ring: every other block's keys and values, of this rank's heads."""
-        U, R = self.shape.ulysses, self.shape.ring
-        return (R - 1) * 2 * keys.block_length * (width // U) * self.bytes_per_value
-
-    def queries(self, queries: Shards, width: int, heads: int) -> int:
-        """Every other block's queries, then its partial results for this block's, each with a log-sum-exp."""
-        U, R = self.shape.ulysses, self.shape.ring
-        there = width // U * self.bytes_per_value
-        back = (width // U + heads // U) * PARTIAL_BYTES
-        return (R - 1) * queries.block_length * (there + back)
+    def _query(self, width: int, heads: int) -> int:
+        """A query there, and a partial result back with its log-sum-exp."""
+        return width * self.bytes_per_value + (width + heads) * PARTIAL_BYTES
 
     def whole(self, tokens: Shards, channels: int) -> int:
         """Everyone's piece of a velocity: first of the block, then of all blocks."""

@@ -18,6 +18,7 @@ from ltxgen.config.recipe import Recipe
 from ltxgen.models.blocks import BLOCKS
 from ltxgen.models.transformer import TransformerConfig
 from ltxgen.models.transformer.flops import linear_work
+from ltxgen.models.transformer.graphs import GRAPHED_TOKENS, SHARED_GRAPHED_TOKENS
 from ltxgen.parallel.cost import CostModel, Work
 from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.parallel.weights import sharded_size
@@ -25,6 +26,11 @@ from ltxgen.stage.protocol import Stage
 
 # Of `runtime.batch_passes`: up to how many video tokens; None is the transformer's own rule.
 BATCHED_TOKENS = {"auto": None, "always": sys.maxsize, "never": 0}
+
+
+def graphed_tokens(rule: str, *, shared: bool) -> int:
+    """Of `runtime.graphs`: up to how many of a rank's own video tokens a step is recorded as a CUDA graph."""
+    return {"auto": SHARED_GRAPHED_TOKENS if shared else GRAPHED_TOKENS, "always": sys.maxsize, "never": 0}[rule]
 
 
 def cost_model(
@@ -50,6 +56,7 @@ def cost_model(
         recipe.parallel.processes_per_machine,
         dtype.itemsize,
         float8=linear_work(float8),
+        graphed_tokens=graphed_tokens(recipe.runtime.graphs, shared=True),
     )
     limit = BATCHED_TOKENS[recipe.runtime.batch_passes]
     return cost if limit is None else dataclasses.replace(cost, batched_tokens=limit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +22,13 @@ from ltxgen.config.recipe import Recipe
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import TransformerConfig
-from ltxgen.models.transformer.graphs import GRAPHED_TOKENS
 from ltxgen.parallel.cost import TEXT_TOKENS, Work
 from ltxgen.parallel.launch import gpu_problems, launch_problems
 from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.recipe.distilled import undistilled
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.forecast import Room
-from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, parallel_plan, weight_lines
+from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, graphed_tokens, parallel_plan, weight_lines
 from ltxgen.recipe.needs import forecaster_of, num_text_states, room_on
 from ltxgen.recipe.policy import MemoryPlan, choose_policy
 from ltxgen.recipe.precision import float8_layers, precision_notes, precision_problems
@@ -146,8 +144,8 @@ def make_plan(
     checked = _check(Files.of(resolution.artifacts), component_names(stages), options)
     problems += checked.problems
 
-    graphed_tokens = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel), 0, problems)
-    setting = dataclasses.replace(setting, parallel=parallel, graphed_tokens=graphed_tokens)
+    recorded = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel), 0, problems)
+    setting = dataclasses.replace(setting, parallel=parallel, graphed_tokens=recorded)
     stages = _built(recipe, setting)
     problems += _inferred(stages)
     for stage in stages.values() if not problems else ():
@@ -264,10 +262,9 @@ def _or_note(resolve: Callable[[], Any], otherwise: Any, problems: list[Problem]
 
 
 def _graphed_tokens(rule: str, device: torch.device, parallel: ParallelPlan | None) -> int:
-    """Up to how many video tokens a step is recorded as a CUDA graph. `auto` leaves alone what several GPUs share."""
+    """Up to how many of a rank's own video tokens a step is recorded as a CUDA graph."""
     if device.type == "cuda":
-        alone = parallel is None or parallel.shape.num_ranks == 1
-        return {"auto": GRAPHED_TOKENS if alone else 0, "always": sys.maxsize, "never": 0}[rule]
+        return graphed_tokens(rule, shared=parallel is not None and parallel.shape.num_ranks > 1)
     if rule == "always":
         raise Refusal([Problem("runtime.graphs", rule, "CUDA graphs need a GPU; use runtime.graphs=auto or never")])
     return 0

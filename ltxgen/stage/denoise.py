@@ -23,6 +23,7 @@ from ltxgen.diffusion.sigmas import MIN_STEPS
 from ltxgen.guidance.protocol import GuidanceByLevel
 from ltxgen.models.transformer.graphs import graphed
 from ltxgen.parallel.cost import Work
+from ltxgen.parallel.shape import MeshShape
 from ltxgen.registry import register
 from ltxgen.reuse.none import NoneConfig
 from ltxgen.sampler.protocol import Evaluation
@@ -134,10 +135,15 @@ class Denoise(Stage):
         note = self.config.reuse.note(self.guidance_ranges)
         if note is None:
             return []
-        num_tokens = self.num_passes * (self.video_grid.num_tokens if self.has_video else 0)
-        ungraphed = self.config.reuse.decides and num_tokens <= self.setting.graphed_tokens > 0
-        graphs = "; its steps are not recorded as CUDA graphs" if ungraphed else ""
+        graphs = "; its steps are not recorded as CUDA graphs" if self.config.reuse.decides and self.is_small else ""
         return [f"stages.{self.name}.reuse {note}{graphs}"]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its steps, as this rank takes part in them, are recorded as CUDA graphs where they can be."""
+        parallel, num_tokens = self.setting.parallel, self.video_grid.num_tokens if self.has_video else 0
+        shape = MeshShape() if parallel is None else parallel.stage_shape(self.num_passes)
+        return shape.most_tokens(self.num_passes, num_tokens) <= self.setting.graphed_tokens > 0
 
     @property
     def grids(self) -> Pair[Any]:
@@ -226,7 +232,7 @@ class Denoise(Stage):
         decides = self.config.reuse.decides
         parallel = self.setting.parallel.stage(self.num_passes, self.setting.device.type, all_predict=decides)
         reuse = self.config.reuse.build(self.guidance_ranges)
-        transformer = parallel.wrap(reuse.wrap(parts[self.transformer], parallel))
+        transformer = reuse.wrap(parts[self.transformer], parallel)
         denoiser = Denoiser(
             name=self.name,
             setting=self.setting,
@@ -234,7 +240,7 @@ class Denoise(Stage):
             guidance=self.guidance,
             reuse=reuse,
             parallel=parallel,
-            transformer=graphed(transformer, self.setting.graphed_tokens),
+            transformer=parallel.wrap(graphed(transformer, self.setting.graphed_tokens, parallel.counted)),
             contexts=state[self.config.context],
             levels=states.map(lambda each: NoiseLevels.of(each.denoise_mask)),
             context=context,

@@ -39,8 +39,8 @@ class Setting:
 
     `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Stages
     ask for the files, and what they then know of their work decides about the ranks: a plan builds its stages anew each
-    time that it knows more. Denoising steps of up to `graphed_tokens` video tokens are recorded as CUDA graphs.
-    `denoised` names the denoise stages before this one, `enhanced` the prompt of the state that stands for the
+    time that it knows more. Denoising steps of up to `graphed_tokens` of a rank's own video tokens are recorded as CUDA
+    graphs. `denoised` names the denoise stages before this one, `enhanced` the prompt of the state that stands for the
     request's.
     """
 

@@ -28,6 +28,7 @@ from ltxgen.models.transformer import (
     TransformerConfig,
     TransformerPass,
 )
+from ltxgen.models.transformer.graphs import CudaRecorder, GraphedPasses
 from ltxgen.parallel.axes import Axis, Layout
 from ltxgen.parallel.cost import CostModel
 from ltxgen.parallel.plan import ParallelPlan, StageParallel
@@ -233,6 +234,7 @@ class World:
                 self.check_case((name, case_name), stage, transformer, case)
             self.check_alone((name, "alone"), transformer)
             self.check_reuse(name, plan, transformer)
+            self.check_recorded(name, plan, transformer)
         for name, shape in GUIDED[size].items():
             plan = ParallelPlan(Choice(shape), COST)
             transformer = self.transformer(plan.roles(LOCAL))
@@ -292,6 +294,23 @@ class World:
         for number, each in enumerate(map(inputs, passes)):
             expected = Pair(*self.reference(each.video, each.audio, each.perturbation))
             self.note((*key, str(number)), results[number], expected)
+
+    def check_recorded(self, name: str, plan: ParallelPlan, transformer: Transformer) -> None:
+        """Steps of which the second is recorded: as a CUDA graph, or on a CPU as what is done again."""
+        stage = plan.stage(1, self.device)
+        recorder = CudaRecorder() if self.device == "cuda" else lambda run: run
+        wrapped = stage.wrap(GraphedPasses(transformer, 100, stage.counted(recorder)))
+        first = self.inputs(Case(23, 18))
+        for step, sigma in enumerate((0.7, 0.5, 0.2)):
+            inputs = first.map(
+                lambda each, sigma=sigma: replace(each, latents=each.latents * sigma, sigma=each.sigma * sigma)
+            )
+            (found,) = wrapped.forward_passes([TransformerPass(inputs.video, inputs.audio)])
+            expected = Pair(*self.reference(inputs.video, inputs.audio))
+            self.note((name, "recorded", str(step)), Pair(*found), expected)
+        once = plan.traffic(PASSES["one"], Pair(23, 18), bytes_per_value=4)
+        thrice = Traffic(**{kind: 3 * size for kind, size in vars(once).items()})
+        self.findings.traffic[name, "recorded"] = (stage.communication, thrice)
 
     def check_reuse(self, name: str, plan: ParallelPlan, transformer: Transformer) -> None:
         """Steps that go without the other blocks or don't, as one rank decides it; three passes deal unevenly."""
@@ -385,6 +404,13 @@ def test_ranks_reuse_what_one_rank_does(worlds: Any, size: int, mesh: str):
     for key in keys:
         assert max(rank.errors[key] for rank in ranks) <= TOLERANCE, key
         assert len({rank.results[key] for rank in ranks}) == 1, "ranks differ"
+
+
+@pytest.mark.parametrize(("size", "mesh"), [(size, name) for size in WORLDS for name in MESHES[size]])
+def test_recorded_steps_give_the_velocities_of_one_rank(worlds: Any, size: int, mesh: str):
+    for step in map(str, range(3)):
+        assert max(rank.errors[mesh, "recorded", step] for rank in worlds[size]) <= TOLERANCE
+        assert len({rank.results[mesh, "recorded", step] for rank in worlds[size]}) == 1, "ranks differ"
 
 
 def guided() -> Iterator[tuple[int, str, str]]:

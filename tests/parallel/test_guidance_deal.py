@@ -75,14 +75,13 @@ def test_traffic_of_the_full_model():
     x0 = (6144 + 126) * 128 * 2
     assert of(MeshShape(guidance=4), *ALL) == Traffic(guidance=3 * x0)
 
-    # Half of 3072 video and 63 audio tokens' queries, keys, values and results, 48 blocks.
-    halves = (3072 * 4 * 4096 + 63 * 4 * 2048 + 2 * (3072 + 63) * 2 * 2048) * 2 // 2
-    assert of(MeshShape(ulysses=2), OnePass(0)) == Traffic(ulysses=48 * halves, gather=x0 // 2)
-
-    # Keys and values of the other half, for audio's attention to video queries and fp32 results with 32 log-sum-exps.
-    moved = (3072 * 2 * 4096 + 2 * 63 * 2 * 2048) * 2 + 63 * (2048 * 2 + (2048 + 32) * 4)
-    assert of(MeshShape(ring=2), OnePass(0)) == Traffic(ring=48 * moved, gather=x0 // 2)
+    # Twice the other half of 126 audio tokens' keys and values; all its queries, with fp32 results and 32 log-sum-exps.
+    few = 2 * 63 * 2 * 2048 * 2 + 63 * (2048 * 2 + (2048 + 32) * 4)
+    # Half of 3072 video tokens' queries, keys, values and results, 48 blocks.
+    assert of(MeshShape(ulysses=2), OnePass(0)) == Traffic(ulysses=48 * (3072 * 4 * 4096 + few), gather=x0 // 2)
+    # Keys and values of the other half.
+    assert of(MeshShape(ring=2), OnePass(0)) == Traffic(ring=48 * (3072 * 2 * 4096 * 2 + few), gather=x0 // 2)
 
     isolated = of(MeshShape(ulysses=2), OnePass(0, ISOLATED))
-    assert isolated.ulysses == 48 * (3072 * 4 * 4096 + 63 * 4 * 2048)
+    assert isolated.ulysses == 48 * (3072 * 4 * 4096 + 63 * 2 * 2048 * 2)
     assert of(MeshShape(guidance=2, ulysses=2), *ALL).guidance == 2 * x0

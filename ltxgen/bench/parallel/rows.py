@@ -54,10 +54,7 @@ class Row:
     @property
     def graphs(self) -> bool:
         """Whether steps are recorded as CUDA graphs."""
-        stage = self.stage
-        if not isinstance(stage, Denoise):
-            return False
-        return stage.num_passes * stage.video_grid.num_tokens <= stage.setting.graphed_tokens
+        return isinstance(self.stage, Denoise) and self.stage.is_small and self.kind != "sharded"
 
     @property
     def num_timed(self) -> int:

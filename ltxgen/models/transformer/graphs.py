@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,23 +20,32 @@ GRAPHED_TOKENS = 8192
 
 A forward took two H200s' hosts 105 and 170 ms to launch, whatever its size; its kernels take 83 ms at 1536 tokens, 345
 ms at 6144."""
+SHARED_GRAPHED_TOKENS = 2 * GRAPHED_TOKENS
+"""The same for a rank that shares a step with others, of its own tokens: its host launches exchanges as well."""
 
 Run = Callable[[], list[Velocities]]
+Record = Callable[[Run], Run]
+"""Calls what it is given, and returns what does the same again without the host's doing."""
 CHANGING = ("latents", "timesteps", "sigma")  # from step to step; all else of an input is the same tensors
 
 
-class CudaRecording:
-    """The kernels that `run` launches, recorded while it is called and launched again by each call of this."""
+class CudaRecorder:
+    """Records the kernels that are launched as a CUDA graph. Its recordings take turns: they share their memory."""
 
-    def __init__(self, run: Run, pool: Any) -> None:
-        self.graph = torch.cuda.CUDAGraph()
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Run) -> Run:
+        graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile: an encoder, a watchdog.
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.results = run()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            results = run()
 
-    def __call__(self) -> list[Velocities]:
-        self.graph.replay()
-        return self.results
+        def replay() -> list[Velocities]:
+            graph.replay()
+            return results
+
+        return replay
 
 
 @dataclass(eq=False)
@@ -60,16 +68,12 @@ class GraphedPasses:
     """
 
     def __init__(
-        self,
-        transformer: PassesModel,
-        max_tokens: int = GRAPHED_TOKENS,
-        record: Callable[[Run, Any], Run] = CudaRecording,
+        self, transformer: PassesModel, max_tokens: int = GRAPHED_TOKENS, record: Record | None = None
     ) -> None:
         self.transformer = transformer
         self.max_tokens = max_tokens
-        self._record = record
+        self._record = record or CudaRecorder()
         self._recorded: dict[tuple[object, ...], Recorded] = {}
-        self._pool = torch.cuda.graph_pool_handle() if record is CudaRecording else None  # recordings take turns
 
     def forward_passes(self, passes: Sequence[TransformerPass]) -> list[Velocities]:
         """As `Transformer.forward_passes`."""
@@ -83,22 +87,25 @@ class GraphedPasses:
             return self.transformer.forward_passes(passes)
         if known.replay is None:
             known.passes = _with_own_tensors(passes)
-            known.replay = self._record(lambda: self.transformer.forward_passes(known.passes), self._pool)
+            known.replay = self._record(lambda: self.transformer.forward_passes(known.passes))
         _fill(known.passes[0], passes[0])
         return [_copied(velocities) for velocities in known.replay()]
 
 
-def graphed(model: PassesModel, max_tokens: int) -> PassesModel:
+def graphed(
+    model: PassesModel, max_tokens: int, counted: Callable[[Record], Record] = lambda record: record
+) -> PassesModel:
     """`model` with its steps of up to `max_tokens` video tokens recorded; itself where they can't be.
 
     They can where every step launches the same kernels on the same memory: a transformer with all its weights on a
-    GPU, not one shared by ranks, whose kernels wait for each other, nor one with hooks, which may fetch weights.
+    GPU, without hooks, which may fetch weights. What its attention exchanges with other ranks is recorded with it, if
+    all of them record the same step; `counted` is to count it.
     """
     if max_tokens == 0 or not isinstance(model, Transformer):
         return model
     hooked = any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     there = all(weight.is_cuda for weight in model.parameters())
-    return GraphedPasses(model, max_tokens) if there and not hooked else model
+    return GraphedPasses(model, max_tokens, counted(CudaRecorder())) if there and not hooked else model
 
 
 def _num_tokens(passes: Sequence[TransformerPass]) -> int:
