@@ -18,7 +18,7 @@ from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.attention.choice import AttentionPlan, Side, choose, role_specs
 from ltxgen.attention.protocol import DeviceFacts
 from ltxgen.config.errors import Problem, Refusal
-from ltxgen.config.recipe import Recipe
+from ltxgen.config.recipe import Recipe, Runtime
 from ltxgen.diffusion.numerics import Numerics
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import TransformerConfig
@@ -95,87 +95,112 @@ def make_plan(
     that the run can have; None: what is free now.
     """
     recipe, problems = with_source_sizes(recipe)
-    device = _or_note(lambda: resolve_device(recipe.runtime.device, local_rank), torch.device("cpu"), problems)
-    dtype = _or_note(lambda: resolve_dtype(recipe.runtime.dtype, device), torch.float32, problems)
     notes: list[str] = []
-    runtime = recipe.runtime
-    fused = _or_note(lambda: resolve_kernels(runtime.kernels, runtime.compile, device, dtype), False, problems)
-    compiles = _or_note(lambda: resolve_compile(runtime.compile, fused, device, notes.append), False, problems)
+    device, dtype, fused, compiles = _computing(recipe.runtime, local_rank, problems, notes)
     numerics = Numerics.named(recipe.runtime.numerics)
     setting = Setting(recipe.request, numerics, device, dtype)
     stages = _built(recipe, setting)
-    problems += unused_problems(recipe)
-    problems += launch_problems(recipe.parallel)
-    here = gpu_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
     sizes = size_problems(recipe, stages)
-    problems += sizes
-    problems += lora_name_problems(recipe, stages)
-    problems += wiring_problems(stages, given=(NOISE,))
+    problems += [*unused_problems(recipe), *launch_problems(recipe.parallel), *sizes]
+    problems += [*lora_name_problems(recipe, stages), *wiring_problems(stages, given=(NOISE,))]
 
     specs = artifact_specs(recipe, stages)
     places = Places(folders=recipe.artifacts.folders, download=recipe.artifacts.download)
     resolution = resolve_all(specs, places, log)
+    artifacts = resolution.artifacts
     problems += resolution.problems
-    checkpoint, float8 = resolution.artifacts.get("checkpoint"), recipe.precision.build()
-    model = _transformer_config(checkpoint)
-    setting = dataclasses.replace(setting, artifacts=resolution.artifacts)
+    setting = dataclasses.replace(setting, artifacts=artifacts)
     work = {} if sizes else _work(_built(recipe, setting))
-    in_float8 = float8_layers(float8, checkpoint, component_names(stages))
-    cost = None if model is None else cost_model(recipe, model, work, device, dtype, in_float8)
-    parallel, wrong = parallel_plan(recipe, stages, cost)
-    problems += wrong
-    attention = _attention_plan(recipe, stages, work, model, parallel, device, dtype)
-    problems += attention.problems
-    roles = attention.functions if parallel is None else parallel.roles(attention.functions)
-    options = BuildOptions(
-        numerics.cross_timestep,
-        roles,
-        # Of a file the projection's own weight says it.
-        num_text_states(resolution.artifacts) if checkpoint is not None and checkpoint.is_synthetic else None,
-        BATCHED_TOKENS[recipe.runtime.batch_passes],
-        float8,
-    )
-    sharded = parallel is not None and parallel.sharded_weights
-    problems += precision_problems(float8, checkpoint, device, dtype, sharded)
-    notes += precision_notes(checkpoint, options, dtype)
+    parallel, attention = _layout(recipe, stages, work, artifacts, device, dtype, problems)
+    options = _build_options(recipe, numerics, artifacts, parallel, attention)
+    checkpoint, sharded = artifacts.get("checkpoint"), parallel is not None and parallel.sharded_weights
+    checked = _check(Files.of(artifacts), component_names(stages), options)
     unfit, told = undistilled(recipe, checkpoint)
-    problems += unfit
-    notes += told
-    checked = _check(Files.of(resolution.artifacts), component_names(stages), options)
-    problems += checked.problems
+    problems += [*precision_problems(options.float8, checkpoint, device, dtype, sharded), *unfit, *checked.problems]
+    notes = [*checked.notes, *notes, *precision_notes(checkpoint, options, dtype), *told]
 
     recorded = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel), 0, problems)
     setting = dataclasses.replace(setting, parallel=parallel, graphed_tokens=recorded)
     stages = _built(recipe, setting)
     problems += _inferred(stages)
-    for stage in stages.values() if not problems else ():
-        notes += stage.notes if isinstance(stage, Denoise) else ()
+    if not problems:
+        notes += [note for stage in stages.values() if isinstance(stage, Denoise) for note in stage.notes]
     problems += output_problems(recipe)
+    here = gpu_problems(recipe.parallel, torch.cuda.device_count() if device.type == "cuda" else None)
     memory = None
     if not problems and parallel is not None:
-        memory, lacking = _memory_plan(recipe, stages, resolution.artifacts, parallel, options, device, room)
+        memory, lacking = _memory_plan(recipe, stages, artifacts, parallel, options, device, room)
         here = [*here, *lacking]
-    tried = {**{name: found.tried for name, found in resolution.artifacts.items()}, **resolution.tried}
     return Plan(
-        recipe,
-        device,
-        dtype,
-        numerics,
-        options,
-        stages,
-        resolution.artifacts,
-        specs,
-        tried,
-        tuple(dict.fromkeys(problems)),
-        (*checked.notes, *notes),
-        tuple(attention.lines()),
-        parallel,
-        tuple(weight_lines(parallel, component_names(stages), resolution.artifacts, dtype)),
-        fused,
-        compiles,
-        memory,
-        here,
-        {choice.role: (choice.kind, choice.masked) for choice in attention.choices},
+        recipe=recipe,
+        device=device,
+        dtype=dtype,
+        numerics=numerics,
+        options=options,
+        stages=stages,
+        artifacts=artifacts,
+        specs=specs,
+        tried={**{name: found.tried for name, found in artifacts.items()}, **resolution.tried},
+        problems=tuple(dict.fromkeys(problems)),
+        notes=tuple(notes),
+        attention=tuple(attention.lines()),
+        parallel=parallel,
+        weights=tuple(weight_lines(parallel, component_names(stages), artifacts, dtype)),
+        fused=fused,
+        compiles=compiles,
+        memory=memory,
+        here=here,
+        backends={choice.role: (choice.kind, choice.masked) for choice in attention.choices},
+    )
+
+
+def _computing(
+    runtime: Runtime, local_rank: int, problems: list[Problem], notes: list[str]
+) -> tuple[torch.device, torch.dtype, bool, bool]:
+    """The device, the dtype, and whether the transformer's blocks run with fused kernels or compiled."""
+    device = _or_note(lambda: resolve_device(runtime.device, local_rank), torch.device("cpu"), problems)
+    dtype = _or_note(lambda: resolve_dtype(runtime.dtype, device), torch.float32, problems)
+    fused = _or_note(lambda: resolve_kernels(runtime.kernels, runtime.compile, device, dtype), False, problems)
+    compiles = _or_note(lambda: resolve_compile(runtime.compile, fused, device, notes.append), False, problems)
+    return device, dtype, fused, compiles
+
+
+def _layout(
+    recipe: Recipe,
+    stages: Mapping[str, Stage],
+    work: Mapping[str, Work],
+    artifacts: Mapping[str, ResolvedArtifact],
+    device: torch.device,
+    dtype: torch.dtype,
+    problems: list[Problem],
+) -> tuple[ParallelPlan | None, AttentionPlan]:
+    """How the ranks share the work, and the attention backends for their shares."""
+    checkpoint = artifacts.get("checkpoint")
+    model = _transformer_config(checkpoint)
+    float8 = float8_layers(recipe.precision.build(), checkpoint, component_names(stages))
+    cost = None if model is None else cost_model(recipe, model, work, device, dtype, float8)
+    parallel, wrong = parallel_plan(recipe, stages, cost)
+    attention = _attention_plan(recipe, stages, work, model, parallel, device, dtype)
+    problems += [*wrong, *attention.problems]
+    return parallel, attention
+
+
+def _build_options(
+    recipe: Recipe,
+    numerics: Numerics,
+    artifacts: Mapping[str, ResolvedArtifact],
+    parallel: ParallelPlan | None,
+    attention: AttentionPlan,
+) -> BuildOptions:
+    checkpoint = artifacts.get("checkpoint")
+    without_file = checkpoint is not None and checkpoint.is_synthetic
+    return BuildOptions(
+        cross_timestep=numerics.cross_timestep,
+        attention=attention.functions if parallel is None else parallel.roles(attention.functions),
+        # Of a file the projection's own weight says it.
+        num_text_states=num_text_states(artifacts) if without_file else None,
+        batched_tokens=BATCHED_TOKENS[recipe.runtime.batch_passes],
+        float8=recipe.precision.build(),
     )
 
 
