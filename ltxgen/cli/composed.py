@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ltxgen.cli.commands import COMMANDS, RECIPE_COMMANDS
 from ltxgen.cli.outcome import guarded
-from ltxgen.config.errors import Problem, Refusal
+from ltxgen.config.errors import MISSING, Problem, Refusal, first_line
 
 if TYPE_CHECKING:
     from ltxgen.config.launcher import SweepJob
@@ -48,7 +48,9 @@ def with_recipe(
     into what `own_folder` gives for its folder."""
     from ltxgen.config import compose
 
-    if any(word in _COMPLETION_FLAGS for word in words):  # their words are Hydra's own: install=bash
+    compose.refuse_bad_flags(words)
+    completes = any(word in _COMPLETION_FLAGS for word in words)
+    if completes:  # their words are Hydra's own: install=bash
         _complete_commands(words)
         _hide_command_from_completion()
     else:
@@ -81,7 +83,12 @@ def with_recipe(
             return or_exit(lambda: run_jobs(composed(jobs)))
         return [job(dict(each.config)) for each in or_exit(lambda: composed(jobs))]
 
-    compose.hydra_app(job, run_all, words, rows, own_folder)
+    try:
+        compose.hydra_app(job, run_all, words, rows, own_folder)
+    except compose.COMPOSITION_ERRORS as error:
+        if not completes:  # in what the jobs of a sweep have in common
+            _refuse_bad_overrides(words)
+        raise Refusal([Problem("command line", MISSING, first_line(error))]) from error
     return 0
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ltxgen.config.errors import Problem, Refusal, did_you_mean
+from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean
 
 
 def command(words: list[str], debug: bool) -> int:
     from ltxgen.config import compose
 
     if len(words) != 2:
-        raise Refusal([Problem("cp", " ".join(words), "takes two names: `ltxgen cp RECIPE NEW`")])
+        raise Refusal([Problem("cp", " ".join(words) or MISSING, "takes two names: `ltxgen cp RECIPE NEW`")])
     source, target = words
     files = compose.recipe_files()
     if source not in files:

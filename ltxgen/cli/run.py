@@ -34,6 +34,8 @@ def _requests(words: list[str]) -> tuple[list[list[str]] | None, list[str]]:
 
     given = {key: value for key, separator, value in (word.partition("=") for word in words) if separator}
     if "requests" not in given:
+        if mode := given.get("requests.mode"):
+            raise Refusal([Problem("requests.mode", mode, "says how the rows of a file combine; add requests=FILE")])
         return None, words
     if compose.has_other_plugins(words, "sweeper"):
         message = "its rows are the jobs; leave out the sweeper, or the file"

@@ -76,6 +76,8 @@ class SweepLauncher(Launcher):
             del own["hydra"]
         data = cast(dict[str, Any], OmegaConf.to_container(own, resolve=True))
         written = cast(dict[str, Any], OmegaConf.to_container(own, resolve=False))["output"]["dir"]
+        if not data["output"]["dir"]:
+            raise Refusal([Problem("output.dir", "", "must name a folder; leave it out for outputs/NAME/TIME")])
         if self._folder is None:
             self._folder = (written, Path(data["output"]["dir"]))
         if written != self._folder[0]:

@@ -196,7 +196,7 @@ class Output:
     `objective` is the number in manifest.json that a sweeper compares which looks for the best run, such as optuna's.
     """
 
-    dir: str
+    dir: Annotated[str, Check("must name a folder; leave it out for outputs/NAME/TIME", bool)]
     tensors: bool = False
     previews: NonNegativeInt = 0
     log: bool = False
@@ -264,6 +264,8 @@ def parse_recipe(config: Mapping[str, Any]) -> Recipe:
     if isinstance(request, Mapping) and isinstance(request.get("num_frames"), int):
         problems += _frame_problems(request["num_frames"])
     stages = config.get("stages") or {}
+    if not isinstance(stages, Mapping):
+        raise Refusal(problems)
     if not stages:
         problems.append(
             Problem("stages", MISSING, "a recipe has stages; choose one with +recipe=NAME (`ltxgen ls recipe`)")

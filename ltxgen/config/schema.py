@@ -203,7 +203,11 @@ def _fraction(value: object) -> Any:
 
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is Annotated:
-        return _type_name(typing.get_args(hint)[0])
+        inner, *extras = typing.get_args(hint)
+        groups = [extra.group for extra in extras if isinstance(extra, Kind)]
+        return f"mappings with a kind, as in conf/{groups[0]}" if groups else _type_name(inner)
+    if dataclasses.is_dataclass(hint):
+        return f"mappings with the keys {_listed(_field_names(hint))}"  # type: ignore[arg-type]
     names = {
         int: "a whole number",
         float: "a finite number",

@@ -258,7 +258,8 @@ def _decoded(path: Path, side: str) -> Clip:
     try:
         return read_video(path)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise Refusal([Problem(f"compare.{side}", str(path), f"is no readable video ({error})")]) from error
+        message = f"is no readable video ({getattr(error, 'strerror', None) or error}); give a run's folder or a video"
+        raise Refusal([Problem(f"compare.{side}", str(path), message)]) from error
 
 
 def _heard(path: Path, side: str) -> Sound:

@@ -45,7 +45,8 @@ def read_provenance(place: Path | str) -> Provenance:
         with open_media(place) as container:
             comment = container.metadata.get("comment", "")
     except (av.FFmpegError, OSError, UnicodeDecodeError) as error:
-        raise _refused(place, f"is no readable video ({error})") from error
+        why = getattr(error, "strerror", None) or error
+        raise _refused(place, f"is no readable video ({why}); give one that ltxgen wrote, or a run's folder") from error
     try:
         content = json.loads(comment)
         return _checked(content["recipe"], content["manifest"]) if _MARK in content else _foreign(place)

@@ -1,6 +1,6 @@
 """Composition: Hydra's config tree, recipes found by name or path, overrides, and their mistakes told at once."""
 
-from ltxgen.config.compose.application import hydra_app
+from ltxgen.config.compose.application import hydra_app, refuse_bad_flags
 from ltxgen.config.compose.composition import COMPOSITION_ERRORS, CompositionRefusal, compose_config
 from ltxgen.config.compose.folders import data_folder, first_comment, groups, recipe_files, recipe_folders
 from ltxgen.config.compose.overrides import (
@@ -32,6 +32,7 @@ __all__ = [
     "read_recipe",
     "recipe_files",
     "recipe_folders",
+    "refuse_bad_flags",
     "register_plugins",
     "written_word",
 ]

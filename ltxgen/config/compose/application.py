@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +19,10 @@ from ltxgen.config.compose.composition import CONFIG_NAME, compose_config
 from ltxgen.config.compose.folders import data_folder
 from ltxgen.config.compose.overrides import fixed_words, has_other_plugins, in_quotes, is_sweep
 from ltxgen.config.compose.recipes import register_plugins
+from ltxgen.config.errors import MISSING, Problem, Refusal
 from ltxgen.config.launcher import ROWS, RUN_JOBS, RunJobs
+
+_RAISES = "HYDRA_FULL_ERROR"  # else Hydra prints errors in its own way and ends the process
 
 
 def hydra_app(
@@ -66,9 +71,24 @@ def _run_hydra(
     setattr(app, RUN_JOBS, run_jobs)
     setattr(app, ROWS, rows)
     main = hydra.main(version_base="1.3", config_path=str(data_folder("conf")), config_name=CONFIG_NAME)(app)
-    saved = sys.argv
-    sys.argv = ["ltxgen", *arguments]
+    saved = sys.argv, os.environ.get(_RAISES)
+    sys.argv, os.environ[_RAISES] = ["ltxgen", *arguments], "1"
     try:
         main()
     finally:
-        sys.argv = saved
+        sys.argv = saved[0]
+        if saved[1] is None:
+            del os.environ[_RAISES]
+        else:
+            os.environ[_RAISES] = saved[1]
+
+
+def refuse_bad_flags(words: Sequence[str]) -> None:
+    """Refusal for flags that Hydra doesn't have, or that lack their word."""
+
+    def refuse(message: str) -> NoReturn:
+        raise Refusal([Problem("command line", MISSING, f"{message}; see `ltxgen --help`")])
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(list(words))

@@ -10,18 +10,20 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ltxgen.config.compose.folders import data_folder, recipe_files
+from ltxgen.config.compose.overrides import unreadable
 from ltxgen.config.compose.recipes import RecipesByPath, register_plugins
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean, first_line
 
 CONFIG_NAME = "config"
 
 # ValueError: Hydra's own for a choice that reads as a number (`request=5`).
-COMPOSITION_ERRORS = (ConfigCompositionException, HydraException, ValueError)
+# RecursionError: of a recipe that builds on itself.
+COMPOSITION_ERRORS = (ConfigCompositionException, HydraException, ValueError, RecursionError)
 
 
 def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
@@ -111,17 +113,31 @@ def _override_problem(override: str, known_keys: Sequence[str], error: Exception
     if name == "recipe":
         known = sorted(recipe_files())
         if value in known or value in RecipesByPath.instance().files:
-            return Problem("recipe", value, first_line(error))
+            return Problem("recipe", value, _fault_of_recipe(error))
         return Problem("recipe", value, f"no such recipe; there are {', '.join(known)}{did_you_mean(value, known)}")
     group = data_folder("conf") / name.partition("@")[0]
     if group.is_dir():
         known = sorted(path.stem for path in group.glob("*.yaml"))
-        return Problem(name, value, f"no such choice; there are {', '.join(known)}{did_you_mean(value, known)}")
+        message = f"no such choice; there are {', '.join(known)}{did_you_mean(value, known)}"
+        if name.startswith("hydra/"):
+            message += "; those of other packages have to be installed (docs/sweeps.md)"
+        return Problem(name, value, message)
     if "Ambiguous value" in str(error):
         return Problem(name, value, "several values are a sweep: add -m; or for one text write \"'...'\" around it")
     if name not in known_keys:
-        return Problem(name, value, f"is not a known key{did_you_mean(name, known_keys)}")
+        shown = value if separator else MISSING
+        return Problem(name, shown, f"is not a known key{did_you_mean(name, known_keys)}")
+    if isinstance(error, OverrideParseException):
+        return unreadable(override, error)
     return Problem(name, value, first_line(error))
+
+
+def _fault_of_recipe(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "its defaults lead back to itself; take it out of them"
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{first_line(error)}; there are {', '.join(error.options)}"
+    return first_line(error)
 
 
 def _paths(node: Any, prefix: str) -> Iterator[str]:

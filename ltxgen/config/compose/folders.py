@@ -27,7 +27,8 @@ def recipe_files() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in recipe_folders():
         for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
+            if path.is_file():
+                found.setdefault(path.stem, path)
     return found
 
 
@@ -41,6 +42,7 @@ def groups() -> dict[str, list[str]]:
 def first_comment(group: str, name: str) -> str:
     """What a YAML says of itself in its first sentence of comment."""
     path = recipe_files()[name] if group == "recipe" else data_folder("conf") / group / f"{name}.yaml"
-    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    text = path.read_text(encoding="utf-8", errors="replace")  # what is wrong with a recipe is told when it is chosen
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     words = [line.lstrip("# ") for line in lines if "@package" not in line and not line.startswith("# ltxgen")]
     return re.split(r"(?<=\.)\s", " ".join(words).strip() + " ")[0].strip()

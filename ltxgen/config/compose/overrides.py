@@ -55,12 +55,29 @@ def in_quotes(text: str) -> str:
 
 def jobs_of_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of every job of a sweep; `Refusal` for one that does not parse."""
+    problems, parser = [], OverridesParser.create()
+    for word in overrides:
+        try:
+            parser.parse_override(word)
+        except HydraException as error:
+            problems.append(unreadable(word, error))
+    if problems:
+        raise Refusal(problems)
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        batches = BasicSweeper.split_arguments(parsed, None)
+        batches = BasicSweeper.split_arguments(parser.parse_overrides(list(overrides)), None)
     except HydraException as error:
         raise Refusal([Problem("command line", MISSING, first_line(error))]) from error
     return [list(job) for batch in batches for job in batch]
+
+
+def unreadable(word: str, error: Exception) -> Problem:
+    """An override that Hydra's grammar doesn't have."""
+    key, separator, value = word.partition("=")
+    if not separator or not key.lstrip("+~"):
+        return Problem("command line", word, "an override reads key=value; see `ltxgen --help`")
+    fault = first_line(error).partition(" expecting ")[0]  # the names of all tokens that could stand there
+    message = f"can't be read ({fault}); write numbers, words, [lists] or {{mappings}}"
+    return Problem(key.lstrip("+~"), value, f"""{message}, and "'...'" around a text with other signs""")
 
 
 def has_other_plugins(words: Sequence[str], groups: str = "launcher|sweeper") -> bool:

@@ -86,6 +86,8 @@ def read_recipe(path: Path) -> tuple[DictConfig, str]:
         text = path.read_text(encoding="utf-8")
         check_size(yaml.safe_load(text))
         content = OmegaConf.create(text)
+    except OSError as error:
+        raise Refusal([Problem("recipe", str(path), f"can't be read ({error.strerror}); make it readable")]) from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         fault = " ".join(str(error).split())
         raise Refusal([Problem("recipe", str(path), f"is no YAML that can be read: {fault}")]) from error
@@ -93,7 +95,10 @@ def read_recipe(path: Path) -> tuple[DictConfig, str]:
         raise Refusal([Problem("recipe", str(path), "must be a mapping: name, defaults, stages, ...")])
     found = re.search(r"^#\s*@package\s+(\S+)", text, flags=re.MULTILINE)
     package = found[1] if found else "_global_"
-    defaults = OmegaConf.to_container(content, resolve=False).get("defaults") or ()  # type: ignore[union-attr]
+    defaults = OmegaConf.to_container(content, resolve=False).get("defaults") or []  # type: ignore[union-attr]
+    if not isinstance(defaults, list):
+        message = f"has defaults {defaults!r}, which must be a list such as [/stage@stages.base: denoise, _self_]"
+        raise Refusal([Problem("recipe", str(path), message)])
     if any("hydra" in text for text in (package, *map(str, content), *map(str, defaults))):
         raise Refusal([Problem("recipe", str(path), "sets `hydra`, which only the command line may; remove it")])
     texts = _texts(OmegaConf.to_container(content, resolve=False))
