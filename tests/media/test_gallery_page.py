@@ -206,6 +206,15 @@ def test_difference_of_two_runs(page, sweep):
     page.run("pair.frames = [1, 1], drawDifference()")  # as frames of the closed pair do that come late
 
 
+def test_difference_without_word_of_the_frame(page, sweep):
+    """As when a frame comes between one frame's callback and the request for the next."""
+    opened(page, sweep)
+    page.run("HTMLVideoElement.prototype.requestVideoFrameCallback = () => 0")
+    page.run("choose('A', RUNS[0]), choose('B', RUNS[1]), openPair('difference'), clock.step(7)")
+    page.wait("document.querySelector('#pair canvas')?.dataset.frame === '7'")
+    assert becomes(page, "#pair canvas", 30 * 4, 12)
+
+
 def test_wipe_and_side_by_side(page, sweep):
     opened(page, sweep)
     page.run("clock.seek(0), choose('A', RUNS[0]), choose('B', RUNS[2])")

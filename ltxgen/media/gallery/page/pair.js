@@ -143,6 +143,8 @@ function watchFrames(video, place) {
     pair.frames[place] = Math.floor(time * run.video.fps + 1e-3);
     drawDifference();
   };
+  // A callback asked for just after a frame came doesn't tell of it: the end of a seek does, always.
+  for (const event of ["seeked", "loadeddata"]) video.addEventListener(event, () => shown(video.currentTime));
   if (video.requestVideoFrameCallback) {
     const next = (_, frame) => {
       shown(frame.mediaTime);
@@ -150,7 +152,7 @@ function watchFrames(video, place) {
     };
     video.requestVideoFrameCallback(next);
   } else {
-    for (const event of ["timeupdate", "seeked", "loadeddata"]) video.addEventListener(event, () => shown(video.currentTime));
+    video.addEventListener("timeupdate", () => shown(video.currentTime));
   }
 }
 
