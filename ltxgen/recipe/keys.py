@@ -33,7 +33,7 @@ from ltxgen.stage.protocol import metadata_artifacts, request_fields
 # Packages whose kernels, tokenizers or readers make what is stored. What is not installed counts as well.
 PACKAGES = (
     *("torch", "triton", "nvidia-cublas", "nvidia-cublas-cu12", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
-    *("flash-attn", "flash-attn-3", "flash-attn-4", "nvidia-cudnn-frontend", "sageattention", "xformers"),
+    *("flash-attn", "flash-attn-3", "flash-attn-4", "sageattention", "xformers"),
     *("transformers", "tokenizers", "sentencepiece", "safetensors", "numpy", "av", "pillow"),
 )
 # Variables by which libraries are told to compute otherwise.

@@ -60,7 +60,7 @@ MASKS = [None, (B, 1, 1, TK), (B, 1, TQ, TK), (B, H, TQ, TK), (1, 1, TQ, TK), (T
 
 
 def test_every_kind_is_tested_here_or_through_a_stand_in():
-    needs_gpu = {"cudnn_fp8", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient"}
+    needs_gpu = {"sdpa_cudnn", "sdpa_flash", "sdpa_efficient"}
     assert set(KINDS) == {*ON_CPU, *STAND_INS, *needs_gpu}
     assert {kind for kind in KINDS if backend(kind).available(CPU, torch.float32) is None} == set(ON_CPU)
 
@@ -192,9 +192,6 @@ STAND_INS = {
 }
 
 
-FIRST_NAMES = {"cudnn", "flash_attn", "flash_attn_interface", "sageattention", "triton", "xformers"}
-
-
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
     """Installs modules from source texts: `packages("a/b.py", text)`."""
@@ -202,7 +199,7 @@ def packages(tmp_path, monkeypatch):
     def forget():
         importlib.invalidate_caches()
         for name in list(sys.modules):
-            if name.partition(".")[0] in FIRST_NAMES:
+            if name.partition(".")[0] in {"flash_attn", "flash_attn_interface", "sageattention", "xformers"}:
                 del sys.modules[name]
 
     def install(name: str, text: str) -> None:
@@ -267,7 +264,7 @@ def test_a_package_is_not_imported_where_it_could_not_run(packages):
 
 
 def test_packages_are_not_imported_with_the_backends(run_python):
-    names = "cudnn flash_attn flash_attn_interface sageattention xformers triton"
+    names = "flash_attn flash_attn_interface sageattention xformers triton"
     code = f"""
 import sys
 from ltxgen import registry
@@ -298,9 +295,6 @@ def run_python(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "device", "dtype", "why"),
     [
-        ("cudnn_fp8", CPU, torch.bfloat16, "it runs on CUDA GPUs only"),
-        ("cudnn_fp8", HOPPER, torch.float32, "it computes in bfloat16 or float16, not in float32"),
-        ("cudnn_fp8", DeviceFacts("cuda", (8, 9)), torch.float16, "it needs compute capability 9.0 to 10.3, and this "),
         ("sdpa_cudnn", CPU, torch.bfloat16, "it runs on CUDA GPUs only"),
         ("sdpa_cudnn", HOPPER, torch.float32, "it computes in bfloat16 or float16, not in float32"),
         ("sdpa_flash", DeviceFacts("cuda", (7, 5)), torch.float16, "it needs compute capability 8.0 to 12.1, and "),
@@ -320,22 +314,6 @@ def test_sage_wants_version_2_and_a_gpu_it_has_kernels_for(packages, monkeypatch
     )
     monkeypatch.setattr("ltxgen.attention.sage.version", lambda name: "1.0.6")
     assert "sageattention 1.0.6 overwrites the keys" in backend("sage").available(HOPPER, torch.float16)
-
-
-def test_cudnn_fp8_wants_its_package_and_triton(packages):
-    attention = backend("cudnn_fp8")
-    assert attention.available(HOPPER, torch.bfloat16).startswith("cudnn is not installed (pip install ")
-    packages("cudnn/__init__.py", "raise OSError('libcudnn.so: cannot open shared object file')")
-    assert attention.available(HOPPER, torch.bfloat16) == (
-        "cudnn is installed and does not import: OSError: libcudnn.so: cannot open shared object file"
-    )
-    packages("cudnn/__init__.py", "")
-    packages("triton/__init__.py", "")
-    assert attention.available(HOPPER, torch.bfloat16) is None
-    assert "heads of multiples of 16 from 16 to 128, and these have 24" in attention.supports(
-        RoleSpec("audio_self", head_dim=24)
-    )
-    assert "no log-sum-exp" in attention.supports(RoleSpec("video_self", needs_lse=True))
 
 
 def test_what_a_role_needs():

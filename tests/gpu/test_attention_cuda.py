@@ -24,7 +24,7 @@ from ltxgen.parallel.ring import merge
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 KINDS = [kind for kind in registry.kinds("attention") if kind != "auto"]
-EIGHT_BITS_ERROR = 8e-2  # 8-bit scores and values, on inputs without structure
+SAGE_ERROR = 8e-2  # 8-bit scores and values, on inputs without structure
 # (H, Tq, Tk, D): video self and text, audio self and text, both directions between them, and odd lengths.
 SHAPES = [
     (8, 1536, 1536, 128),
@@ -97,7 +97,7 @@ def relative_l2(a, b):
 
 def allowed(kind, dtype, due_error):
     if backend(kind).approximates:
-        return EIGHT_BITS_ERROR
+        return SAGE_ERROR
     return 1e-5 if dtype == torch.float32 else 2 * due_error
 
 
