@@ -69,7 +69,7 @@ def round_kernel(
 ):
     """A block of tokens (BLOCK, DIM) in e4m3, padded with zeros to (BLOCK, LANES), and its scale times `factor`.
 
-    TRANSPOSED: as (LANES, BLOCK), its tokens in the order of `_in_order`.
+    TRANSPOSED: as (LANES, BLOCK), its tokens in the order of `_in_order`, and the scale as its log2.
     """
     block = tl.program_id(0)
     row = tl.program_id(1)
@@ -85,11 +85,13 @@ def round_kernel(
     x = x.to(tl.float32)
     amax = tl.maximum(tl.max(tl.abs(x)), SMALLEST_AMAX)
     values = (x * (FLOAT8_MAX / amax)).to(values_ptr.dtype.element_ty)
+    scale = amax / FLOAT8_MAX * factor
     if TRANSPOSED:
         tl.store(values_ptr + place * (BLOCK * LANES) + lane * BLOCK + position[:, None], values)
+        tl.store(scales_ptr + place, tl.log2(scale))
     else:
         tl.store(values_ptr + place * (BLOCK * LANES) + position[:, None] * LANES + lane, values)
-    tl.store(scales_ptr + place, amax / FLOAT8_MAX * factor)
+        tl.store(scales_ptr + place, scale)
 
 
 @triton.jit
@@ -104,11 +106,10 @@ def _in_order(weights, QUERIES: tl.constexpr, KEYS: tl.constexpr):
 
 @triton.jit
 def _weights(scores, largest, scale, v_scale):
-    """2^(scores · scale + log2 v_scale - largest + 8), the new `largest`, and the sums without v_scale."""
-    shift = tl.log2(v_scale)
-    largest = tl.maximum(largest, tl.max(scores, 1) * scale + shift)
-    weights = tl.exp2(scores * scale - (largest - (shift + HEADROOM))[:, None])
-    return weights, largest, tl.sum(weights, 1) / v_scale
+    """2^(scores · scale + v_scale - largest + 8), the new `largest`, and the sums without v_scale, which is a log2."""
+    largest = tl.maximum(largest, tl.max(scores, 1) * scale + v_scale)
+    weights = tl.exp2(scores * scale - (largest - (v_scale + HEADROOM))[:, None])
+    return weights, largest, tl.sum(weights, 1) * tl.exp2(-v_scale)
 
 
 @triton.jit(do_not_specialize=["Q_TOKENS", "K_TOKENS", "Q_BLOCKS", "K_BLOCKS"])
@@ -118,7 +119,7 @@ def attention_kernel(
     v_blocks,  # (B·H·K_BLOCKS·LANES, KEYS)
     q_scales_ptr,
     k_scales_ptr,
-    v_scales_ptr,
+    v_scales_ptr,  # log2
     out_ptr,  # (B, Tq, H, D)
     lse_ptr,  # (B, H, Tq) or None
     Q_TOKENS,
@@ -174,7 +175,7 @@ def attention_kernel(
 
 
 class Rounded(NamedTuple):
-    """Blocks of `tokens` in e4m3, two-dimensional, and their scales (B, H, blocks)."""
+    """Blocks of tokens in e4m3, two-dimensional, and their scales (B, H, blocks), in log2 if transposed."""
 
     values: Tensor
     scales: Tensor
