@@ -5,8 +5,6 @@ other run. A warp besides loads blocks of keys and values ahead. In its turn a g
 weights and values and that of the next block's scores; the first is added to the result while the second runs. This
 follows FlashAttention 3 (Shah et al. 2024, arXiv:2407.08608), without its overlap within a group.
 
-Gluon is experimental in Triton, and its names change: `VERSION` is the one that this is written for.
-
 B batch, H heads, Tq query tokens, Tk key tokens, D head dim
 """
 
@@ -22,8 +20,7 @@ from ltxgen.attention.fp8_kernels import HEADROOM, LN_2, Kernel, Rounded, head_l
 
 GROUPS = gl.constexpr(2)
 ROWS = gl.constexpr(64)  # of queries, of a group
-VERSION = "3.6."
-QUERIES, KEYS, STAGES = 128, 128, 3
+KEYS, STAGES = 128, 3
 TAKE_TURNS = True
 
 
@@ -288,7 +285,7 @@ def launch(queries: Rounded, keys: Rounded, values: Rounded, k_tokens: int, out:
     width = head_lanes(D)
     q_blocks, k_blocks = queries.scales.shape[2], keys.scales.shape[2]
     attention_kernel[(q_blocks, B * H)](
-        _descriptor(queries.values, QUERIES // 2),
+        _descriptor(queries.values, ROWS.value),
         _descriptor(keys.values, KEYS),
         _descriptor(values.values, width),
         queries.scales,
@@ -315,4 +312,4 @@ def _descriptor(values: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(values, shape, gl.NVMMASharedLayout.get_default_for(shape, gl.float8e4nv))
 
 
-KERNEL = Kernel(QUERIES, KEYS, launch)
+KERNEL = Kernel(GROUPS.value * ROWS.value, KEYS, launch)

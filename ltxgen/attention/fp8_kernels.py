@@ -51,7 +51,8 @@ SMALL_TILES = Tiles(queries=128, keys=64, num_warps=8, num_stages=2)
 LARGE_MEMORY = frozenset({9, 10})
 """Major compute capabilities with 227 KiB of shared memory, which get TILES; 99 KiB do for SMALL_TILES."""
 GLUON_ON_HOPPER = False
-"""Whether Hopper gets the kernel of `fp8_hopper`, with the Triton that it is for."""
+"""Whether Hopper gets the kernel of `fp8_hopper`, with the Triton that it is for: Gluon's names change."""
+GLUON_TRITON = "3.6."
 
 
 @triton.jit(do_not_specialize=["TOKENS"])
@@ -256,12 +257,12 @@ def tiled(tiles: Tiles) -> Kernel:
 
 
 def kernel_for(device: torch.device) -> Kernel:
+    """The fastest for this GPU."""
     major, _ = torch.cuda.get_device_capability(device)
-    if major == 9 and GLUON_ON_HOPPER:
-        from ltxgen.attention import fp8_hopper  # older Triton has no such Gluon
+    if major == 9 and GLUON_ON_HOPPER and triton.__version__.startswith(GLUON_TRITON):
+        from ltxgen.attention.fp8_hopper import KERNEL  # other versions may not have what it imports
 
-        if triton.__version__.startswith(fp8_hopper.VERSION):
-            return fp8_hopper.KERNEL
+        return KERNEL
     return tiled(TILES if major in LARGE_MEMORY else SMALL_TILES)
 
 
