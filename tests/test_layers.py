@@ -54,7 +54,10 @@ RESERVED = {
     "torch.distributed": {"parallel", "runtime"},
     "accelerate": {"parallel", "runtime"},
     "torch.utils.tensorboard": {"recipe.tensorboard"},
-    "triton": {"models.video_vae.kernels", "models.transformer.kernels"},
+    "triton": {
+        *("models.video_vae.kernels", "models.transformer.kernels"),
+        *("attention.fp8_kernels", "attention.fp8_hopper"),
+    },
     "transformers": {"models.text_encoder"},
     "sentencepiece": {"models.text_encoder"},
     "diffusers": {"bench.peers"},

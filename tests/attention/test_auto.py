@@ -61,7 +61,7 @@ def by_length(long, short="sdpa"):
         (HOPPER, torch.float16, ("flash2", "xformers", "flex"), "sdpa_cudnn"),
         (HOPPER, torch.bfloat16, ("flash3",), "flash3"),
         (HOPPER, torch.bfloat16, ("flash3", "flash4"), "flash4"),
-        (HOPPER, torch.bfloat16, ("sage",), "sdpa_cudnn"),
+        (HOPPER, torch.bfloat16, ("sage", "triton_fp8"), "sdpa_cudnn"),
         (HOPPER, torch.float32, ("flash3", "flash4"), "sdpa"),
         (BLACKWELL, torch.bfloat16, ("flash3",), "sdpa_cudnn"),
         (BLACKWELL, torch.bfloat16, ("flash3", "flash4"), "flash4"),
@@ -138,13 +138,24 @@ def test_a_backend_by_name_serves_all_roles_and_its_masks_go_elsewhere(installed
     assert choose(named("reference"), CPU, torch.float32).lines() == ["all roles: reference: asked for by name"]
 
 
-def test_sage_is_declared_as_an_approximation(installed):
-    installed("sage")
-    (line,) = choose(named("sage"), HOPPER, torch.bfloat16).lines()
-    assert "it approximates: queries and keys are rounded to 8 bits" in line
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [
+        ("sage", "queries and keys are rounded to 8 bits"),
+        ("triton_fp8", "queries, keys, values and softmax weights are rounded to fp8"),
+    ],
+)
+def test_approximations_are_declared_and_taken_by_name_only(kind, loss, installed):
+    installed(kind)
+    (line,) = choose(named(kind), HOPPER, torch.bfloat16).lines()
+    assert line.startswith(f"all roles: {kind}, calls with a mask sdpa: asked for by name; it approximates: {loss}")
+    passed_over = dict(choose(AutoConfig(), HOPPER, torch.bfloat16).choices[0].passed_over)
+    assert passed_over[kind].startswith(f"only by name, it approximates: {loss}")
 
 
-@pytest.mark.parametrize("kind", ["flash2", "flash3", "flash4", "sage", "xformers", "sdpa_cudnn", "sdpa_flash"])
+@pytest.mark.parametrize(
+    "kind", ["flash2", "flash3", "flash4", "sage", "triton_fp8", "xformers", "sdpa_cudnn", "sdpa_flash"]
+)
 def test_a_backend_by_name_that_can_not_run_is_refused(kind, installed):
     plan = choose(named(kind), CPU, torch.float32)
     (problem,) = plan.problems

@@ -16,7 +16,7 @@ import torch
 
 from ltxgen import registry
 from ltxgen.attention import DeviceFacts, LseBackend, RoleAttention, RoleSpec
-from ltxgen.attention.protocol import AttentionBackend, backend
+from ltxgen.attention.protocol import AttentionBackend, Package, backend
 from ltxgen.attention.sdpa import aligned_bias
 from ltxgen.parallel.ring import merge
 
@@ -60,7 +60,7 @@ MASKS = [None, (B, 1, 1, TK), (B, 1, TQ, TK), (B, H, TQ, TK), (1, 1, TQ, TK), (T
 
 
 def test_every_kind_is_tested_here_or_through_a_stand_in():
-    needs_gpu = {"sdpa_cudnn", "sdpa_flash", "sdpa_efficient"}
+    needs_gpu = {"sdpa_cudnn", "sdpa_flash", "sdpa_efficient", "triton_fp8"}
     assert set(KINDS) == {*ON_CPU, *STAND_INS, *needs_gpu}
     assert {kind for kind in KINDS if backend(kind).available(CPU, torch.float32) is None} == set(ON_CPU)
 
@@ -300,6 +300,9 @@ def run_python(tmp_path):
         ("sdpa_flash", DeviceFacts("cuda", (7, 5)), torch.float16, "it needs compute capability 8.0 to 12.1, and "),
         ("flash2", DeviceFacts("cuda", (7, 5)), torch.float16, "it needs compute capability 8.0 or higher, "),
         ("flash3", DeviceFacts("cuda", (10, 0)), torch.bfloat16, "it needs compute capability 9.0, and this GPU's "),
+        ("triton_fp8", CPU, torch.bfloat16, "it runs on CUDA GPUs only"),
+        ("triton_fp8", DeviceFacts("cuda", (8, 6)), torch.bfloat16, "it needs compute capability 8.9 or higher, and "),
+        ("triton_fp8", HOPPER, torch.float32, "it computes in bfloat16 or float16, not in float32"),
         ("sdpa_efficient", HOPPER, torch.float64, "it computes in bfloat16 or float16 or float32, not in float64"),
     ],
 )  # fmt: skip
@@ -314,6 +317,21 @@ def test_sage_wants_version_2_and_a_gpu_it_has_kernels_for(packages, monkeypatch
     )
     monkeypatch.setattr("ltxgen.attention.sage.version", lambda name: "1.0.6")
     assert "sageattention 1.0.6 overwrites the keys" in backend("sage").available(HOPPER, torch.float16)
+
+
+def test_triton_fp8_wants_triton_and_an_nvidia_gpu(monkeypatch):
+    fp8 = backend("triton_fp8")
+    monkeypatch.setattr(Package, "missing", lambda self: f"{self.module} is not installed ({self.source})")
+    assert fp8.available(HOPPER, torch.bfloat16) == "triton is not installed (it comes with torch's CUDA builds)"
+    monkeypatch.setattr(Package, "missing", lambda self: None)
+    monkeypatch.setattr(Package, "broken", lambda self: None)
+    assert fp8.available(HOPPER, torch.bfloat16) is None
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    assert fp8.available(DeviceFacts("cuda", (9, 4)), torch.bfloat16) == "it runs on NVIDIA GPUs only"
+    assert fp8.supports(RoleSpec("video_self", needs_lse=True, head_dim=128)) is None
+    assert "heads of multiples of 16 from 16 to 128, and these have 24" in fp8.supports(
+        RoleSpec("video_self", head_dim=24)
+    )
 
 
 def test_what_a_role_needs():

@@ -24,7 +24,9 @@ from ltxgen.parallel.ring import merge
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 KINDS = [kind for kind in registry.kinds("attention") if kind != "auto"]
-SAGE_ERROR = 8e-2  # 8-bit scores and values, on inputs without structure
+# Queries, keys, values and weights in 8 bits, on inputs without structure: each rounds by 2.6e-2 of itself. A score of
+# unit variance is off by 4e-2 then, and no log-sum-exp of scores by more than five times that.
+ROUNDED_ERROR, ROUNDED_LSE_ERROR = 8e-2, 2e-1
 # (H, Tq, Tk, D): video self and text, audio self and text, both directions between them, and odd lengths.
 SHAPES = [
     (8, 1536, 1536, 128),
@@ -97,7 +99,7 @@ def relative_l2(a, b):
 
 def allowed(kind, dtype, due_error):
     if backend(kind).approximates:
-        return SAGE_ERROR
+        return ROUNDED_ERROR
     return 1e-5 if dtype == torch.float32 else 2 * due_error
 
 
@@ -154,7 +156,8 @@ def test_the_log_sum_exp(kind, shape):
             out, lse = attention.with_lse(q, k, v, mask)
         check(kind, out, wanted, rounded)
         assert (lse.dtype, lse.shape) == (torch.float32, q.shape[:3])
-        torch.testing.assert_close(lse.double(), wanted_lse, rtol=0, atol=1e-3)  # scores are summed in float32
+        tolerance = ROUNDED_LSE_ERROR if attention.approximates else 1e-3  # scores are summed in float32
+        torch.testing.assert_close(lse.double(), wanted_lse, rtol=0, atol=tolerance)
 
 
 @kinds
