@@ -19,7 +19,6 @@ B batch, H heads, Tq query tokens, Tk key tokens, D head dim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -46,13 +45,10 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-TILES = Tiles(queries=128, keys=128, num_warps=8, num_stages=3)
-SMALL_TILES = Tiles(queries=128, keys=64, num_warps=8, num_stages=2)
+TILES = Tiles(queries=64, keys=128, num_warps=4, num_stages=3)
+SMALL_TILES = Tiles(queries=64, keys=64, num_warps=4, num_stages=3)
 LARGE_MEMORY = frozenset({9, 10})
 """Major compute capabilities with 227 KiB of shared memory, which get TILES; 99 KiB do for SMALL_TILES."""
-GLUON_ON_HOPPER = False
-"""Whether Hopper gets the kernel of `fp8_hopper`, with the Triton that it is for: Gluon's names change."""
-GLUON_TRITON = "3.6."
 
 
 @triton.jit(do_not_specialize=["TOKENS"])
@@ -215,71 +211,47 @@ def rounded(x: Tensor, tokens: int, *, factor: float = 1.0, transposed: bool = F
     return Rounded(values, scales)
 
 
-class Kernel(NamedTuple):
-    """An attention kernel for blocks of so many tokens; `launch` writes `out` (B, Tq, H, D), and `lse` if given."""
-
-    queries: int
-    keys: int
-    launch: Callable[[Rounded, Rounded, Rounded, int, Tensor, Tensor | None], None]
-
-
-def tiled(tiles: Tiles) -> Kernel:
-    """`attention_kernel` in these tiles."""
-
-    def launch(
-        queries: Rounded, keys: Rounded, values: Rounded, k_tokens: int, out: Tensor, lse: Tensor | None
-    ) -> None:
-        B, Tq, H, D = out.shape
-        q_blocks, k_blocks = queries.scales.shape[2], keys.scales.shape[2]
-        attention_kernel[(q_blocks, B * H)](
-            queries.descriptor(tiles.queries),
-            keys.descriptor(tiles.keys),
-            values.descriptor(head_lanes(D)),
-            queries.scales,
-            keys.scales,
-            values.scales,
-            out,
-            lse,
-            Tq,
-            k_tokens,
-            q_blocks,
-            k_blocks,
-            HEADS=H,
-            DIM=D,
-            LANES=head_lanes(D),
-            QUERIES=tiles.queries,
-            KEYS=tiles.keys,
-            num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
-        )
-
-    return Kernel(tiles.queries, tiles.keys, launch)
-
-
-def kernel_for(device: torch.device) -> Kernel:
-    """The fastest for this GPU."""
+def tiles_for(device: torch.device) -> Tiles:
+    """Those that this GPU has shared memory for."""
     major, _ = torch.cuda.get_device_capability(device)
-    if major == 9 and GLUON_ON_HOPPER and triton.__version__.startswith(GLUON_TRITON):
-        from ltxgen.attention.fp8_hopper import KERNEL  # other versions may not have what it imports
-
-        return KERNEL
-    return tiled(TILES if major in LARGE_MEMORY else SMALL_TILES)
+    return TILES if major in LARGE_MEMORY else SMALL_TILES
 
 
 @torch.compiler.disable
-def attention(q: Tensor, k: Tensor, v: Tensor, lse: Tensor | None = None, kernel: Kernel | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, lse: Tensor | None = None, tiles: Tiles | None = None) -> Tensor:
     """softmax(q kᵀ / sqrt(D)) v in q's dtype, (B, Tq, H, D) in memory; `lse` (B, H, Tq) is written if given."""
     B, H, Tq, D = q.shape
     Tk = k.shape[2]
     assert k.shape == v.shape == (B, H, Tk, D)
     assert Tk > 0
-    kernel = kernel or kernel_for(q.device)
+    tiles = tiles or tiles_for(q.device)
     # Powers of two, and divided by sqrt(D).
-    queries = rounded(q, kernel.queries, factor=math.log2(math.e) / math.sqrt(D))
-    keys = rounded(k, kernel.keys)
-    values = rounded(v, kernel.keys, transposed=True)
+    queries = rounded(q, tiles.queries, factor=math.log2(math.e) / math.sqrt(D))
+    keys = rounded(k, tiles.keys)
+    values = rounded(v, tiles.keys, transposed=True)
+    q_blocks, k_blocks = queries.scales.shape[2], keys.scales.shape[2]
     out = torch.empty(B, Tq, H, D, dtype=q.dtype, device=q.device)
-    kernel.launch(queries, keys, values, Tk, out, lse)
+    attention_kernel[(q_blocks, B * H)](
+        queries.descriptor(tiles.queries),
+        keys.descriptor(tiles.keys),
+        values.descriptor(head_lanes(D)),
+        queries.scales,
+        keys.scales,
+        values.scales,
+        out,
+        lse,
+        Tq,
+        Tk,
+        q_blocks,
+        k_blocks,
+        HEADS=H,
+        DIM=D,
+        LANES=head_lanes(D),
+        QUERIES=tiles.queries,
+        KEYS=tiles.keys,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
     return out.transpose(1, 2)
 
 
