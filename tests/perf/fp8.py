@@ -2,9 +2,10 @@
 
     python tests/perf/fp8.py [--tiny]
 
-Needs one CUDA device with fp8 units and 60 GB; with --tiny the embedded model, on a CPU without fp8 attention. Random weights of the full model, loaded once, and for each form the same random latents: refine at 768x512 and
-1536x1024 (121 frames, 6144 and 24576 video tokens) and, of the latter, three guided steps of base (6144 tokens, four
-passes). Medians of three steps after two more, by CUDA events. Relative L2 and PSNR (of the range of values) are of the
+Needs one CUDA device with fp8 units and 60 GB; with --tiny the embedded model, on a CPU without fp8 attention. Random
+weights of the full model, loaded once, and for each form the same random latents: refine at 768x512 and 1536x1024
+(121 frames, 6144 and 24576 video tokens) and, of the latter, three guided steps of base (6144 tokens, four passes).
+Medians of three steps after two more, by CUDA events. Relative L2 and PSNR (of the range of values) are of the
 latents at the end, against bf16. The layers are those of conf/precision/fp8.yaml. Prints a table as Markdown last.
 """
 
