@@ -1,6 +1,6 @@
 """Steps with attention in fp8, linear layers in fp8 and both, beside bf16: milliseconds, and how far latents are off.
 
-    python tests/perf/fp8.py [--tiny]
+    python tests/perf/fp8.py [--tiny] [KEY=VALUE ...]
 
 Needs one CUDA device with fp8 units and 60 GB; with --tiny the embedded model, on a CPU without fp8 attention. Random
 weights of the full model, loaded once, and for each form the same random latents: refine at 768x512 and 1536x1024
@@ -110,4 +110,8 @@ def main(words: Sequence[str], cases: Sequence[tuple[str, int, int]]) -> None:
 
 
 if __name__ == "__main__":
-    main(TINY, TINY_CASES) if "--tiny" in sys.argv[1:] else main(FULL, CASES)
+    changes = [word for word in sys.argv[1:] if word != "--tiny"]
+    if "--tiny" in sys.argv[1:]:
+        main([*TINY, *changes], TINY_CASES)
+    else:
+        main([*FULL, *changes], CASES)
