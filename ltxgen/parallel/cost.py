@@ -32,6 +32,7 @@ BLOCK_LAUNCH_SECONDS = 4e-3  # of the host, to launch a block: 190 ms a forward 
 EXCHANGE_LAUNCH_SECONDS = 0.7e-3  # and an exchange, of each of two ranks there (docs/parallel.md)
 MERGE_PASSES = 8  # of a token's bytes, to merge a partial result of the ring in fp32
 COLLECTIVE_SECONDS = 0.1e-3  # start-up of one exchange, on two H100s; a block has six with Ulysses
+RECORDED_COLLECTIVE_SECONDS = 0.025e-3  # in a CUDA graph
 COLLECTIVES_PER_BLOCK = 6
 NO_LAYERS = linear_work({})
 USABLE = 0.92  # of a GPU's memory: the rest is the CUDA context, the allocator's gaps and the kernels' workspaces
@@ -109,10 +110,12 @@ class CostModel:
         most = busiest(passes, owners, shape.guidance, self.config.num_layers)
         arithmetic = most * self.forward_seconds(work.tokens, shape.num_shards)
         exchange = self._exchange(passes, work.tokens, shape, sharded, arithmetic)
-        if not sharded and shape.most_tokens(len(passes), work.tokens.video or 0) <= self.graphed_tokens:
-            return StepCost(arithmetic, exchange)
+        recorded = not sharded and shape.most_tokens(len(passes), work.tokens.video or 0) <= self.graphed_tokens
         launches = 1 if self._as_batch(work.tokens, shape) else most
-        return StepCost(arithmetic, exchange, launches * self._launch_seconds(shape))
+        if shape.num_shards > 1:
+            start = RECORDED_COLLECTIVE_SECONDS if recorded else COLLECTIVE_SECONDS
+            exchange += launches * self.config.num_layers * COLLECTIVES_PER_BLOCK * start
+        return StepCost(arithmetic, exchange, 0.0 if recorded else launches * self._launch_seconds(shape))
 
     def forward_seconds(self, tokens: Pair[int], num_shards: int = 1) -> float:
         """One pass on one rank that has its part of the tokens, exchanges left out."""
@@ -171,6 +174,7 @@ class CostModel:
     def _exchange(
         self, passes: Sequence[Any], tokens: Pair[int], shape: MeshShape, sharded: bool, arithmetic: float
     ) -> float:
+        """Seconds waited for what moves."""
         moved = step_traffic(shape, self.config, passes, tokens, self.bytes_per_value)
         num_own = math.ceil(len(passes) / shape.guidance)
         blocks = self.config.num_layers
@@ -184,8 +188,6 @@ class CostModel:
         )
         merged = MERGE_PASSES * (shape.ring - 1) * self._token_bytes(tokens) / shape.num_shards
         waited += num_own * blocks * merged / (self.hardware.memory_gbps * 1e9)
-        if shape.num_shards > 1:
-            waited += num_own * blocks * COLLECTIVES_PER_BLOCK * COLLECTIVE_SECONDS
         if sharded and shape.num_ranks > 1:  # once a step, for all passes
             received = self._weight_bytes * (shape.num_ranks - 1) / shape.num_ranks
             waited += max(0.0, received / self._link(shape.num_ranks) - arithmetic)

@@ -277,6 +277,14 @@ def test_a_verdict_is_by_the_order_that_differs_most():
     assert sheets(results)[0].rows[1][-2:] == ("-", "not measured")
 
 
+def test_exchanges_that_were_not_timed_have_no_milliseconds():
+    machine = {"ranks": "2", "device_name": "a GPU", "torch": "2", **ONE}
+    recorded = step("ring 2", 50.0)
+    recorded.details["graphs"] = True
+    (sheet,) = sheets(Results(machine, (), entries=[step("one GPU", 100.0, "one"), recorded]))[:1]
+    assert sheet.rows[1][sheet.headers.index("exchange ms")] == "-"
+
+
 def test_a_run_has_all_of_its_stages():
     machine = {"ranks": "2", "device_name": "a GPU", "torch": "2", **ONE}
     entries = [

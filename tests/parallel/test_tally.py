@@ -37,34 +37,13 @@ def test_kinds_in_which_nothing_moved_are_left_out():
 def test_what_is_recorded_counts_when_it_is_repeated():
     tally = Tally()
     with tally.recording() as recorded, tally.counting(CPU, 5):
-        pass
-    assert tally.received_bytes == 0
+        time.sleep(0.002)
+    assert (tally.received_bytes, tally.seconds) == (0, 0)
     for _ in range(3):
         tally.repeat(recorded)
     with tally.counting(CPU, 1):
         pass
     assert tally.received_bytes == 16
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_replays_of_a_cuda_graph_are_timed():
-    tally, device, graph = Tally(), torch.device("cuda"), torch.cuda.CUDAGraph()
-    with tally.recording() as recorded, torch.cuda.graph(graph):
-        with tally.counting(device, 5):
-            torch.cuda._sleep(100_000_000)  # cycles: some 0.05 s
-        torch.cuda._sleep(100_000_000)  # not counted
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(3):
-        tally.repeat(recorded)
-        graph.replay()
-    counted = tally.seconds
-    torch.cuda.synchronize()
-    all_of_it = time.perf_counter() - started
-    assert tally.received_bytes == 15
-    assert 0.3 * all_of_it < counted < 0.7 * all_of_it
-    assert tally.seconds == counted
 
 
 @pytest.mark.gpu

@@ -31,6 +31,7 @@ TILES = (
     "peak GiB",
     "frames",
 )
+ATTENTION = ("ulysses", "ring")  # kinds of exchange
 LINKS = ("exchange", "of", "MB received", "ms", "GB/s")
 
 
@@ -87,7 +88,7 @@ class Figures:
             f"chooses {machine['attention_of_one_gpu']}), CUDA graphs in "
             f"{', '.join(graphs) or 'no stage'}.",
             "ms: of a step, the median on the slowest rank. exchange ms: of it, waiting for late ranks included, on "
-            "the ranks with the least and the most.",
+            "the ranks with the least and the most; not timed inside CUDA graphs.",
             "L2: relative, of same-seed latents to one GPU's. Of other orders: in parts of the most that one GPU is "
             f"from itself when it sums in another order ({', '.join(orders) or 'not measured'}).",
         ]
@@ -95,7 +96,6 @@ class Figures:
 
     def _step(self, entry: Entry) -> tuple[str, ...]:
         details = entry.details
-        exchanges = sorted(sum(each["exchange_ms"].values()) for each in details["ranks"])
         apart = details["relative_l2"] or {}
         return (
             details["stage"],
@@ -104,7 +104,7 @@ class Figures:
             f"{details['predicted_ms']:.1f}",
             *self._gain(entry),
             *_moved(entry),
-            NOTHING if details["kind"] in ("one", "order") else f"{exchanges[0]:.1f}-{exchanges[-1]:.1f}",
+            _exchanged(entry),
             _gib(entry.peak_bytes),
             *(f"{apart[name]:.1e}" if name in apart else NOTHING for name in ("video", "audio")),
             _decibels(details),
@@ -230,6 +230,16 @@ def _moved(entry: Entry) -> tuple[str, str]:
     """MiB that the rank that receives the most did receive in a step, and should by the plan."""
     counted = max((sum(each["received_bytes"].values()) for each in entry.details["ranks"]), default=0)
     return _mib(counted), _mib(sum(entry.details["planned_bytes"].values()))
+
+
+def _exchanged(entry: Entry) -> str:
+    """The least and the most milliseconds of a rank's step in exchanges, where those of attention were timed."""
+    details = entry.details
+    shares_tokens = any(kind in each["received_bytes"] for each in details["ranks"] for kind in ATTENTION)
+    if details["kind"] in ("one", "order") or (details["graphs"] and shares_tokens):
+        return NOTHING
+    exchanges = sorted(sum(each["exchange_ms"].values()) for each in details["ranks"])
+    return f"{exchanges[0]:.1f}-{exchanges[-1]:.1f}"
 
 
 def _mib(size: float) -> str:
