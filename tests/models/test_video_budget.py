@@ -13,6 +13,7 @@ from ltxgen.models.video_vae import (
     VideoDecoder,
     VideoEncoder,
     VideoVAEConfig,
+    choice,
     decoder_for,
     fit_tiling,
     list_tiles,
@@ -53,6 +54,22 @@ def test_the_model_of_encoding_follows_the_encoder():
         encoder(torch.empty(1, 3, 17, 64, 160))
     video = 3 * 17 * 64 * 160
     assert EncodeCost(config, copies=1, itemsize=1).peak_bytes((3, 2, 5), None) == max(sizes) + video
+
+
+def test_large_activations_take_more_copies():
+    cost = EncodeCost(CONFIG, copies=3, more_copies=1)
+    frame = 384 * 256 * 2  # values of 128 channels, at 2 bytes
+    for latents, copies in ((10, 3), (11, 3), (12, 4)):  # 73, 81 and 89 frames: 2^31 bytes are 85
+        frames = 8 * (latents - 1) + 1
+        video = 2 * 3 * frames * 1024 * 1536
+        assert cost.peak_bytes((latents, 32, 48), None) == copies * 128 * frame * frames + video
+
+
+@pytest.mark.parametrize(("tiling", "gigabytes"), [(None, 13.76), (Tiling(1024, 64, None, 0), 7.15)])
+def test_the_fused_encoder_takes_what_was_measured_on_an_h100(tiling, gigabytes, monkeypatch):
+    monkeypatch.setattr(choice, "why_not_fused", lambda device, dtype: None)
+    cost = choice.encode_cost(CONFIG, torch.device("cuda"), torch.bfloat16)
+    assert cost.peak_bytes(SIZE, tiling) == pytest.approx(gigabytes * 1e9, rel=0.02)
 
 
 def test_encoding_fits_in_square_tiles_that_share_enough():

@@ -14,6 +14,7 @@ from ltxgen.models.video_vae.tiling import FRAMES_PER_LATENT, PIXELS_PER_LATENT,
 # The overlaps of the current official code; its tile sizes are 768 px and 80 frames.
 OVERLAP_PX = 64
 OVERLAP_FRAMES = 24
+LARGE_BYTES = 2**31
 
 
 class Cost(Protocol):
@@ -76,10 +77,14 @@ class DecodeCost:
 
 @dataclass(frozen=True)
 class EncodeCost:
-    """Memory model of one way to encode; see `DecodeCost`. The widest activation is that of the first layers."""
+    """Memory model of one way to encode; see `DecodeCost`. The widest activation is that of the first layers.
+
+    `more_copies` is what one of more than 2 GiB takes beside `copies`.
+    """
 
     config: VideoVAEConfig
     copies: float
+    more_copies: float = 0.0
     itemsize: int = 2
     what = "encoding"
 
@@ -91,8 +96,9 @@ class EncodeCost:
         frames, height, width = (max(span.stop - span.start for span in axis) for axis in self.axes(size, tiling))
         pixels = (FRAMES_PER_LATENT * (frames - 1) + 1) * height * width * PIXELS_PER_LATENT**2
         patches = pixels // self.config.patch_size**2
-        activation = self.copies * self.config.encoder_base_channels * patches
-        return math.ceil(self.itemsize * (activation + self.config.image_channels * pixels))
+        widest = self.itemsize * self.config.encoder_base_channels * patches
+        copies = self.copies + (self.more_copies if widest > LARGE_BYTES else 0.0)
+        return math.ceil(copies * widest + self.itemsize * self.config.image_channels * pixels)
 
 
 def fit_tiling(cost: Cost, size: Sequence[int], free_bytes: int) -> Tiling | None:
