@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ltxgen.attention.protocol import DeviceFacts, RoleSpec, backend, backend_kinds
-from ltxgen.bench.timing import Log, alternate
+from ltxgen.bench.timing import Log, alternate, time_once
 from ltxgen.models.transformer import TransformerConfig
 from ltxgen.runtime.environment import DTYPES
 
@@ -69,6 +71,18 @@ def measure_ceilings(
             name = each.what.removeprefix("gemm ")
             gemm[name] = max(gemm.get(name, 0.0), each.rate)
     return Ceilings(gemm, attention.rate, attention.what.removeprefix("attention "), measured[-1].rate, tuple(measured))
+
+
+def sustained_products(width: int, device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """Operations a second of matrix products that go on for so long, in the last half of it: a GPU at work slows down
+    to what its power and its cooling allow."""
+    length = GPU_TOKENS[-1] if device.type == "cuda" else 1024
+    product = _product(_name(dtype), length, width, device)
+    taken = [time_once(product, device)]
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        taken.append(time_once(product, device))
+    return 2 * length * width * 4 * width / statistics.median(taken[len(taken) // 2 :]) * 1000
 
 
 def _gemms(width: int, lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> Iterator[Measured]:

@@ -88,6 +88,13 @@ def test_results_are_those_of_one_gpu(measured):
     assert orders == ["runtime.batch_passes=never", "attention=reference", "attention=reference"]
 
 
+def test_every_rank_says_how_fast_it_multiplies(measured):
+    _, _, results = measured
+    rates = results.machine["products"].split(", ")
+    assert len(rates) == int(results.machine["ranks"])
+    assert all(float(rate) > 0 for rate in rates)
+
+
 def test_what_moves_is_what_the_plan_says(measured):
     _, _, results = measured
     for name in (*LAYOUTS, *SHARDED):
@@ -275,6 +282,14 @@ def test_a_verdict_is_by_the_order_that_differs_most():
     assert list(left_out(results)) == ["left out for want of time: the rest"]
     results.entries = [alone, near]
     assert sheets(results)[0].rows[1][-2:] == ("-", "not measured")
+
+
+@pytest.mark.parametrize(("products", "told"), [("704, 706", "TFLOP/s: 704, 706."), ("700, 420", "40% slower")])
+def test_gpus_that_are_not_equal_are_told(products, told):
+    machine = {"ranks": "2", "device_name": "a GPU", "torch": "2", "products": products, **ONE}
+    (sheet,) = sheets(Results(machine, (), entries=[step("one GPU", 100.0, "one")]))[:1]
+    assert sum(told in note for note in sheet.notes) == 1
+    assert ("waits for it" in " ".join(sheet.notes)) == ("slower" in told)
 
 
 def test_exchanges_that_were_not_timed_have_no_milliseconds():

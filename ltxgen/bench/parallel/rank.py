@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltxgen.bench.ceilings import sustained_products
 from ltxgen.bench.decoding import latent_shape
 from ltxgen.bench.parallel.agreement import other_batching, other_kernel, psnr, relative_l2
 from ltxgen.bench.parallel.entries import decode_entry, link_entry, step_entry, told
@@ -51,6 +52,7 @@ from ltxgen.stage.protocol import RunContext
 _ROW_SECONDS = 1.0  # of a row beside its steps: random inputs, comparing, writing
 _FIRST_RATIO = 2.0  # of measured to predicted time, until one was measured
 _DECODE_ROUNDS = 2
+_PRODUCTS_SECONDS = {"cuda": 2.0, "cpu": 0.1}
 _DECODE_SECONDS_PER_PIXEL = 8e-9  # in tiles, on an H200 (1.5 s for 121 frames of 1536x1024)
 
 
@@ -62,6 +64,7 @@ def run_as_bench_rank(frozen: Path, sha256: str) -> None:
     set_threads(sizes[0].one.recipe.runtime.threads)
     use_full_float32()
     machine = {**versions(sizes[0].one.device), "ranks": str(ranks.world_size), **_as_run(sizes[0])}
+    machine["products"] = ", ".join(f"{rate / 1e12:.3g}" for rate in _products(sizes[0].one, ranks))
     with create_progress("quiet").stage("bench") as progress, torch.inference_mode():
         bench = Bench(
             ranks,
@@ -79,6 +82,14 @@ def _as_run(plans: SizePlans) -> dict[str, str]:
         "attention": _builder(plans).backends["video_self"][0],
         "attention_of_one_gpu": plans.one.backends["video_self"][0],
     }
+
+
+def _products(plan: Plan, ranks: Ranks) -> list[float]:
+    """Matrix products of every rank, operations a second while all are at it: GPUs of one kind are not all as fast."""
+    assert plan.parallel is not None, "a plan that can run knows its ranks"
+    seconds = _PRODUCTS_SECONDS[plan.device.type]
+    ranks.gather(None)  # together
+    return ranks.gather(sustained_products(plan.parallel.config.video.width, plan.device, plan.dtype, seconds))
 
 
 def _builder(plans: SizePlans) -> Plan:

@@ -31,6 +31,7 @@ TILES = (
     "peak GiB",
     "frames",
 )
+UNEQUAL = 0.05  # of GPUs' speeds, from which on it is told
 ATTENTION = ("ulysses", "ring")  # kinds of exchange
 LINKS = ("exchange", "of", "MB received", "ms", "GB/s")
 
@@ -87,6 +88,7 @@ class Figures:
             f"One GPU: the first of them alone, with the same weights, attention {machine['attention']} (by itself it "
             f"chooses {machine['attention_of_one_gpu']}), CUDA graphs in "
             f"{', '.join(graphs) or 'no stage'}.",
+            *_products(machine),
             "ms: of a step, the median on the slowest rank. exchange ms: of it, waiting for late ranks included, on "
             "the ranks with the least and the most; not timed inside CUDA graphs.",
             "L2: relative, of same-seed latents to one GPU's. Of other orders: in parts of the most that one GPU is "
@@ -224,6 +226,16 @@ class Figures:
 
 def _extrapolated(entry: Entry) -> float:
     return entry.details["num_steps"] * entry.ms / 1000
+
+
+def _products(machine: Mapping[str, str]) -> Iterator[str]:
+    """What each GPU did alone while all did, which files of earlier versions don't have."""
+    if "products" not in machine:
+        return
+    rates = list(map(float, machine["products"].split(", ")))
+    slower = 1 - min(rates) / max(rates)
+    apart = f": one is {slower:.0%} slower, and every layout waits for it" if slower > UNEQUAL else ""
+    yield f"Matrix products of the ranks, all at work, TFLOP/s: {machine['products']}{apart}."
 
 
 def _moved(entry: Entry) -> tuple[str, str]:
