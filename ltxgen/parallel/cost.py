@@ -30,7 +30,8 @@ TEXT_TOKENS = 1024  # what the text encoder is padded to
 BLOCK_PASSES = 64
 BLOCK_LAUNCH_SECONDS = 4e-3  # of the host, to launch a block: 190 ms a forward beside an H100, 105 to 220 an H200
 EXCHANGE_LAUNCH_SECONDS = 0.7e-3  # and an exchange, of each of two ranks there (docs/parallel.md)
-MERGE_PASSES = 8  # of a token's bytes, to merge a partial result of the ring in fp32
+MERGE_PASSES = 60  # of a token's bytes, to merge a partial result of the ring in fp32, kernel by kernel
+PACKING_PASSES = 20  # of what moves along Ulysses, to pack and unpack it: copies that jump from head to head
 COLLECTIVE_SECONDS = 0.1e-3  # start-up of one exchange, on two H100s; a block has six with Ulysses
 RECORDED_COLLECTIVE_SECONDS = 0.025e-3  # in a CUDA graph
 COLLECTIVES_PER_BLOCK = 6
@@ -187,7 +188,8 @@ class CostModel:
             + moved.guidance / self._link(shape.num_ranks)
         )
         merged = MERGE_PASSES * (shape.ring - 1) * self._token_bytes(tokens) / shape.num_shards
-        waited += num_own * blocks * merged / (self.hardware.memory_gbps * 1e9)
+        copied = num_own * blocks * merged + PACKING_PASSES * moved.ulysses
+        waited += copied / (self.hardware.memory_gbps * 1e9)
         if sharded and shape.num_ranks > 1:  # once a step, for all passes
             received = self._weight_bytes * (shape.num_ranks - 1) / shape.num_ranks
             waited += max(0.0, received / self._link(shape.num_ranks) - arithmetic)
