@@ -74,9 +74,9 @@ class StepCost:
 class CostModel:
     """Predictions for a transformer whose values take `bytes_per_value`, on machines with `ranks_per_machine` each.
 
-    `batched_tokens`: up to so many video tokens the passes of a step run as one batch. `graphed_tokens`: up to so many
-    of a rank's own, of all its passes, a step is recorded as a CUDA graph where several ranks share it. `float8`: of
-    the layers that run in fp8, whose weights take a byte. `launched`: whether what the host takes to launch counts.
+    `batched_tokens`: up to so many video tokens the passes of a step run as one batch. `graphed_tokens`: passes of up
+    to so many of a rank's own are recorded as CUDA graphs where several ranks share a step. `float8`: of the layers
+    that run in fp8, whose weights take a byte. `launched`: whether what the host takes to launch counts.
     """
 
     config: TransformerConfig
@@ -111,7 +111,7 @@ class CostModel:
         most = busiest(passes, owners, shape.guidance, self.config.num_layers)
         arithmetic = most * self.forward_seconds(work.tokens, shape.num_shards)
         exchange = self._exchange(passes, work.tokens, shape, sharded, arithmetic)
-        recorded = not sharded and shape.most_tokens(len(passes), work.tokens.video or 0) <= self.graphed_tokens
+        recorded = not sharded and shape.own_tokens(work.tokens.video or 0) <= self.graphed_tokens
         launches = 1 if self._as_batch(work.tokens, shape) else most
         if shape.num_shards > 1:
             start = RECORDED_COLLECTIVE_SECONDS if recorded else COLLECTIVE_SECONDS

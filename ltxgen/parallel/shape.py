@@ -23,9 +23,9 @@ class MeshShape:
         """Ranks that share the tokens of one pass."""
         return self.ring * self.ulysses
 
-    def most_tokens(self, num_passes: int, num_tokens: int) -> int:
-        """Tokens of a step's passes together, on the rank that has the most of them."""
-        return math.ceil(num_passes / self.guidance) * math.ceil(num_tokens / self.num_shards)
+    def own_tokens(self, num_tokens: int) -> int:
+        """Tokens of a pass on the rank that has the most of them."""
+        return math.ceil(num_tokens / self.num_shards)
 
     def for_passes(self, num_passes: int, num_heads: int) -> MeshShape:
         """The shape that serves a stage of `num_passes` passes a step with the same ranks.

@@ -18,7 +18,7 @@ from ltxgen.config.recipe import Recipe
 from ltxgen.models.blocks import BLOCKS
 from ltxgen.models.transformer import TransformerConfig
 from ltxgen.models.transformer.flops import linear_work
-from ltxgen.models.transformer.graphs import FLOAT8_GRAPHED_TOKENS, GRAPHED_TOKENS, SHARED_GRAPHED_TOKENS
+from ltxgen.models.transformer.graphs import GRAPHED_TOKENS, SHARED_GRAPHED_TOKENS
 from ltxgen.parallel.cost import CostModel, Work
 from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.parallel.weights import sharded_size
@@ -28,10 +28,9 @@ from ltxgen.stage.protocol import Stage
 BATCHED_TOKENS = {"auto": None, "always": sys.maxsize, "never": 0}
 
 
-def graphed_tokens(rule: str, *, shared: bool, float8: bool) -> int:
-    """Of `runtime.graphs`: up to how many of a rank's own video tokens a step is recorded as a CUDA graph."""
-    usual = SHARED_GRAPHED_TOKENS if shared else GRAPHED_TOKENS
-    return {"auto": FLOAT8_GRAPHED_TOKENS if float8 else usual, "always": sys.maxsize, "never": 0}[rule]
+def graphed_tokens(rule: str, *, shared: bool) -> int:
+    """Of `runtime.graphs`: up to how many of a rank's own video tokens passes are recorded as CUDA graphs."""
+    return {"auto": SHARED_GRAPHED_TOKENS if shared else GRAPHED_TOKENS, "always": sys.maxsize, "never": 0}[rule]
 
 
 def cost_model(
@@ -57,7 +56,7 @@ def cost_model(
         recipe.parallel.processes_per_machine,
         dtype.itemsize,
         float8=linear_work(float8),
-        graphed_tokens=graphed_tokens(recipe.runtime.graphs, shared=True, float8=bool(float8)),
+        graphed_tokens=graphed_tokens(recipe.runtime.graphs, shared=True),
     )
     limit = BATCHED_TOKENS[recipe.runtime.batch_passes]
     return cost if limit is None else dataclasses.replace(cost, batched_tokens=limit)

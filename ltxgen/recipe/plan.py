@@ -119,7 +119,7 @@ def make_plan(
     problems += [*precision_problems(options.float8, checkpoint, device, dtype, sharded), *unfit, *checked.problems]
     notes = [*checked.notes, *notes, *precision_notes(checkpoint, options, dtype), *told]
 
-    recorded = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel, options), 0, problems)
+    recorded = _or_note(lambda: _graphed_tokens(recipe.runtime.graphs, device, parallel), 0, problems)
     setting = dataclasses.replace(setting, parallel=parallel, graphed_tokens=recorded)
     stages = _built(recipe, setting)
     problems += _inferred(stages)
@@ -286,11 +286,10 @@ def _or_note(resolve: Callable[[], Any], otherwise: Any, problems: list[Problem]
         return otherwise
 
 
-def _graphed_tokens(rule: str, device: torch.device, parallel: ParallelPlan | None, options: BuildOptions) -> int:
-    """Up to how many of a rank's own video tokens a step is recorded as a CUDA graph."""
+def _graphed_tokens(rule: str, device: torch.device, parallel: ParallelPlan | None) -> int:
+    """Up to how many of a rank's own video tokens passes are recorded as CUDA graphs."""
     if device.type == "cuda":
-        shared = parallel is not None and parallel.shape.num_ranks > 1
-        return graphed_tokens(rule, shared=shared, float8=options.float8 is not None)
+        return graphed_tokens(rule, shared=parallel is not None and parallel.shape.num_ranks > 1)
     if rule == "always":
         raise Refusal([Problem("runtime.graphs", rule, "CUDA graphs need a GPU; use runtime.graphs=auto or never")])
     return 0

@@ -143,7 +143,7 @@ class Denoise(Stage):
         """Whether its steps, as this rank takes part in them, are recorded as CUDA graphs where they can be."""
         parallel, num_tokens = self.setting.parallel, self.video_grid.num_tokens if self.has_video else 0
         shape = MeshShape() if parallel is None else parallel.stage_shape(self.num_passes)
-        return shape.most_tokens(self.num_passes, num_tokens) <= self.setting.graphed_tokens > 0
+        return shape.own_tokens(num_tokens) <= self.setting.graphed_tokens > 0
 
     @property
     def grids(self) -> Pair[Any]:

@@ -37,11 +37,11 @@ class PartRequest:
 class Setting:
     """The facts of a run that its stages may know before anything loads.
 
-    `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work. Stages
-    ask for the files, and what they then know of their work decides about the ranks: a plan builds its stages anew each
-    time that it knows more. Denoising steps of up to `graphed_tokens` of a rank's own video tokens are recorded as CUDA
-    graphs. `denoised` names the denoise stages before this one, `enhanced` the prompt of the state that stands for the
-    request's.
+    `artifacts` holds the files that were found, by artifact name, and `parallel` how the ranks share the work.
+    Stages ask for the files, and what they then know of their work decides about the ranks: a plan builds its
+    stages anew each time that it knows more. Denoising steps are recorded as CUDA graphs where a pass has up to
+    `graphed_tokens` of a rank's own video tokens. `denoised` names the denoise stages before this one, `enhanced`
+    the prompt of the state that stands for the request's.
     """
 
     request: Request

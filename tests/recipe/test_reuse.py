@@ -74,7 +74,7 @@ def test_cuda_graphs_are_left_off(planned):
         object.__setattr__(stage.setting, "graphed_tokens", tokens)
         return "not recorded as CUDA graphs" in stage.notes[0]
 
-    num_tokens = 4 * planned(STEPS).stages["base"].work.tokens.video
+    num_tokens = planned(STEPS).stages["base"].work.tokens.video
     assert noted(FIRST_BLOCK, num_tokens)
     assert not noted(FIRST_BLOCK, num_tokens - 1)
     assert not noted(INTERVAL, num_tokens)

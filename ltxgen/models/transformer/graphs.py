@@ -16,15 +16,12 @@ from ltxgen.models.transformer.model import PassesModel, Transformer, Velocities
 from ltxgen.models.transformer.passes import TransformerPass
 
 GRAPHED_TOKENS = 8192
-"""Up to so many video tokens, of all passes together, a step is recorded.
+"""Steps whose passes have up to so many video tokens are recorded.
 
-A forward took two H200s' hosts 105 and 170 ms to launch, whatever its size; its kernels take 83 ms at 1536 tokens, 345
-ms at 6144."""
+A forward took the hosts of H100s and H200s 105 to 245 ms to launch, whatever its size; its kernels take 83 ms at 1536
+tokens, 336 at 6144 and 221 there in fp8. Four passes in fp8 took 729 ms recorded, and launched 866."""
 SHARED_GRAPHED_TOKENS = 2 * GRAPHED_TOKENS
 """The same for a rank that shares a step with others, of its own tokens: its host launches exchanges as well."""
-FLOAT8_GRAPHED_TOKENS = 3 * GRAPHED_TOKENS
-"""And in fp8, where the GPU is done sooner: four passes of 6144 took an H100 758 ms recorded and 777 launched, with
-attention in fp8 as well, which is five launches, 729 and 866."""
 
 Run = Callable[[], list[Velocities]]
 Record = Callable[[Run], Run]
@@ -66,7 +63,7 @@ class Recorded:
 class GraphedPasses:
     """A transformer whose steps are recorded the second time that they are met, and replayed from then on.
 
-    For one use of it, a stage: in between, its weights may move. Steps of more than `max_tokens` video tokens run as
+    For one use of it, a stage: in between, its weights may move. Passes of more than `max_tokens` video tokens run as
     they are. The recordings' memory goes with this object.
     """
 
@@ -98,7 +95,7 @@ class GraphedPasses:
 def graphed(
     model: PassesModel, max_tokens: int, counted: Callable[[Record], Record] = lambda record: record
 ) -> PassesModel:
-    """`model` with its steps of up to `max_tokens` video tokens recorded; itself where they can't be.
+    """`model` with steps recorded whose passes have up to `max_tokens` video tokens; itself where they can't be.
 
     They can where every step launches the same kernels on the same memory: a transformer with all its weights on a
     GPU, without hooks, which may fetch weights. What its attention exchanges with other ranks is recorded with it, if
@@ -112,7 +109,9 @@ def graphed(
 
 
 def _num_tokens(passes: Sequence[TransformerPass]) -> int:
-    return sum(each.video.latents.shape[1] for each in passes if each.video is not None)
+    """Video tokens of a pass; all passes have the same."""
+    video = passes[0].video
+    return 0 if video is None else video.latents.shape[1]
 
 
 def _kind(passes: Sequence[TransformerPass]) -> tuple[object, ...]:
