@@ -17,6 +17,11 @@ def is_sweep(words: Sequence[str]) -> bool:
     return any(word in ("--multirun", "-m") for word in words)
 
 
+def is_plain(words: Sequence[str]) -> bool:
+    """Whether words are overrides of the recipe alone: no flags, and no settings of Hydra's own."""
+    return not any(re.match(r"-|[+~]*hydra\b", word) for word in words)
+
+
 def open_overrides(words: Sequence[str]) -> list[str]:
     """Words as Hydra wants them.
 
