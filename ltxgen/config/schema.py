@@ -68,7 +68,7 @@ def parse(config: type[T], data: object, path: str, problems: list[Problem]) -> 
     if not isinstance(data, Mapping):
         problems.append(Problem(path, data, f"must be a mapping with the keys {_listed(_field_names(config))}"))
         return INVALID
-    hints = _hints(config)
+    hints = _hints(config)  # type: ignore[arg-type]
     known = {field.name: field for field in dataclasses.fields(config) if field.init}  # type: ignore[arg-type]
     for key in data:
         if key not in known and key != "kind":
