@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +20,13 @@ from ltxgen.artifacts.tiny import FILES, embedded_folder
 from ltxgen.config.compose import RecipesByPath
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not walk it, a million objects, again and again."""
+    gc.collect()
+    gc.freeze()
+
 
 RECIPE = ("+recipe=ltx23_two_stage", "model=ltx23_tiny")
 # The smallest request that the two-stage recipe takes: 8 tokens of video, 9 of sound. Tests of how a run goes want

@@ -8,12 +8,28 @@ from pathlib import Path
 import pytest
 
 RECIPE = ("+recipe=ltx23_two_stage", "model=ltx23_tiny", "request=demo")
+OTHER_STAGES = (
+    "is not a known key; the stages are prompt, base_images, refine_images, base, upsample, refine, decode_video, "
+    "decode_audio, write"
+)
 WORDS = [
     (("--nonsense",), "command line: unrecognized arguments: --nonsense; see `ltxgen --help`"),
     ((*RECIPE, "--nonsense"), "command line: unrecognized arguments: --nonsense; see `ltxgen --help`"),
     (("--cfg",), "command line: argument --cfg/-c: expected one argument"),
     (("--config-name=nothing", *RECIPE), "command line: Cannot find primary config 'nothing'"),
-    ((*RECIPE, "~stages.bse"), "stages.bse: is not a known key; did you mean 'stages.base'?"),
+    ((*RECIPE, "~stages.bse"), f"stages.bse: {OTHER_STAGES}; did you mean 'base'?"),
+    ((*RECIPE, "stages.nix=null"), f"stages.nix = null: {OTHER_STAGES}\n"),
+    (("-m", *RECIPE, "stages.nix=null", "request.seed=1,2"), f"stages.nix = null: {OTHER_STAGES}\n"),
+    (
+        ("-m", *RECIPE, "stages.bse=null", "request.seed=1,2"),
+        f"stages.bse = null: {OTHER_STAGES}; did you mean 'base'?",
+    ),
+    ((*RECIPE, "request.prompt"), "command line = request.prompt: an override reads key=value"),
+    (("--cfg", "job", "--package", "nix", *RECIPE), "--package = nix: is not in the config; there are name, runtime, "),
+    (("--cfg", "job", "--package", "requst", *RECIPE), "--package = requst: is not in the config; there are name, "),
+    (("--cfg", "job", "-p", "stages.bse", *RECIPE), "--package = stages.bse: is not in the config; there are stages."),
+    (("--cfg", "hydra", "-p", "request", *RECIPE), "--package = request: is not in the config; there are hydra\n"),
+    (("--cfg", "job", "-p", "request.negative_prompt", *RECIPE), "--package = request.negative_prompt: is null, so"),
     ((*RECIPE, "request.height=[1"), "request.height = [1: can't be read (no viable alternative at input '[1'); write"),
     ((*RECIPE, "request.images=a.png"), "request.images = a.png: must be a list of mappings with the keys path, frame"),
     ((*RECIPE, "output.dir="), "output.dir = : must name a folder"),
@@ -44,6 +60,10 @@ RECIPES = [
     ("name: x\ndefaults: 5\n", "has defaults 5, which must be a list"),
     ("defaults:\n  - mine\n  - _self_\n", "recipe = mine: its defaults lead back to itself"),
     ("defaults:\n  - /stage@stages.a: nope\n  - _self_\n", "Could not find 'stage/nope'; there are condition_images, "),
+    ("defaults: [ltx23_two_stag, _self_]\n", "'recipe/ltx23_two_stag'; there are ltx23_audio_to_video, "),
+    ("defaults: [ltx23_two_stag, _self_]\n", ", mine; did you mean 'ltx23_two_stage'?"),
+    ("defaults: [/stage/denoize@stages.a]\n", "'stage/denoize'; there are condition_images, "),
+    ("defaults: [/stage@stages.a: denoize]\n", "; did you mean 'denoise'?"),
     ("a: [\n", "is no YAML that can be read: while parsing a flow node"),
     ("# \udcff\n", "is no YAML that can be read: 'utf-8' codec can't decode"),
 ]

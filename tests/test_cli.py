@@ -77,6 +77,8 @@ def test_hydras_help_and_config_keep_working(run_ltxgen, tmp_path):
     config = yaml.safe_load(job.out)
     assert (config["request"]["seed"], config["request"]["prompt"]) == (5, "a, b")
     assert next(iter(config["stages"])) == "prompt"
+    prompt = run_ltxgen("--cfg", "job", "--package", "request.prompt", RECIPE, "request.prompt=a, b", cwd=tmp_path)
+    assert (prompt.code, prompt.out) == (0, "a, b\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,6 +7,7 @@ https://github.com/huggingface/safetensors#format (8 bytes little-endian header 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -82,7 +83,13 @@ def read_header(path: Path) -> Header:
     broken header, or a size that doesn't fit the header.
     """
     check_is_real_file(path)
-    size = path.stat().st_size
+    stat = path.stat()
+    return _read_header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_header(path: Path, size: int, *unchanged: int) -> Header:
+    """The same for a file with these facts: a plan asks for it at every turn, and it may have thousands of tensors."""
     with path.open("rb") as file:
         if size < 8:
             raise BadFile(f"is {size} bytes long, too short for a safetensors file; download it again")

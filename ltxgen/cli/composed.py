@@ -43,9 +43,13 @@ def with_recipe(
     rows: Sequence[Sequence[str]] | None = None,
     own_folder: OwnFolder = nullcontext,
 ) -> int | None:
-    """Let Hydra compose the recipe and call `use` with it, or, in a sweep, `run_jobs` with all jobs; without it,
-    `use` with each. With `rows` there are as many jobs for each, with its overrides. A sweep of others' plugins goes
-    into what `own_folder` gives for its folder."""
+    """Compose the recipe and call `use` with it, or, in a sweep, `run_jobs` with all jobs; without it, `use` with each.
+    With `rows` there are as many jobs for each, with its overrides. A sweep of others' plugins goes into what
+    `own_folder` gives for its folder.
+
+    Hydra's application is for what only it has: sweeps, its flags and its own settings. It composes everything three
+    times, which `ltxgen plan` and `run` would wait for.
+    """
     from ltxgen.config import compose
 
     compose.refuse_bad_flags(words)
@@ -57,7 +61,10 @@ def with_recipe(
         words = compose.name_recipe_paths(compose.open_overrides(words))
         shows = any(word in _SHOWING_FLAGS for word in words)
         if not compose.is_sweep(words) or shows or compose.has_other_plugins(words):
-            _refuse_bad_overrides(words)
+            configs = _composed_or_refused(words)
+            if compose.is_plain(words):
+                use(configs[0])
+                return 0
         else:
             compose.jobs_of_sweep([word for word in words if not word.startswith("-")])  # or refused
 
@@ -65,7 +72,7 @@ def with_recipe(
         try:
             return jobs()
         except compose.COMPOSITION_ERRORS:
-            _refuse_bad_overrides(words)
+            _composed_or_refused(words)
             raise
 
     def or_exit(run: Callable[[], Result]) -> Result:
@@ -87,7 +94,7 @@ def with_recipe(
         compose.hydra_app(job, run_all, words, rows, own_folder)
     except compose.COMPOSITION_ERRORS as error:
         if not completes:  # in what the jobs of a sweep have in common
-            _refuse_bad_overrides(words)
+            _composed_or_refused(words)
         raise Refusal([Problem("command line", MISSING, first_line(error))]) from error
     return 0
 
@@ -108,8 +115,8 @@ def _hide_command_from_completion() -> None:
         os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
 
 
-def _refuse_bad_overrides(words: Sequence[str]) -> None:
-    """Compose every job before Hydra does: what it can't apply is refused together with what the rest holds wrong.
+def _composed_or_refused(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Every job's config. What Hydra can't apply is refused together with what the rest holds wrong.
 
     Where a config is only shown, its values may be wrong.
     """
@@ -120,12 +127,14 @@ def _refuse_bad_overrides(words: Sequence[str]) -> None:
     # A flag that shows takes a word of its own: `--cfg job`.
     overrides = [word for word in words if not word.startswith("-") and ("=" in word or not shows)]
     problems: list[Problem] = []
+    configs = []
     for job in _jobs(overrides) if compose.is_sweep(words) else [overrides]:
         try:
             config = compose.compose_config(job)
         except compose.CompositionRefusal as refusal:
             problems += refusal.problems
             config = refusal.data
+        configs.append(config)
         try:
             if not shows:
                 parse_recipe(config)
@@ -134,6 +143,7 @@ def _refuse_bad_overrides(words: Sequence[str]) -> None:
             problems += [each for each in refusal.problems if not (unknown_recipe and each.path == "stages")]
     if problems:
         raise Refusal(problems)
+    return configs
 
 
 def _jobs(overrides: Sequence[str]) -> list[list[str]]:

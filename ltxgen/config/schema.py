@@ -7,6 +7,7 @@ its wording) or a `Kind` (a component found in the registry by its `kind` field)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -67,7 +68,7 @@ def parse(config: type[T], data: object, path: str, problems: list[Problem]) -> 
     if not isinstance(data, Mapping):
         problems.append(Problem(path, data, f"must be a mapping with the keys {_listed(_field_names(config))}"))
         return INVALID
-    hints = typing.get_type_hints(config, include_extras=True)
+    hints = _hints(config)  # type: ignore[arg-type]
     known = {field.name: field for field in dataclasses.fields(config) if field.init}  # type: ignore[arg-type]
     for key in data:
         if key not in known and key != "kind":
@@ -83,6 +84,11 @@ def parse(config: type[T], data: object, path: str, problems: list[Problem]) -> 
             problems.append(Problem(_join(path, name), MISSING, "is missing"))
             sound = False
     return config(**values) if sound else INVALID
+
+
+@functools.cache
+def _hints(config: type) -> dict[str, Any]:
+    return typing.get_type_hints(config, include_extras=True)
 
 
 def parse_value(hint: Any, value: object, path: str, problems: list[Problem]) -> Any:

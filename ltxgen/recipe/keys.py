@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -145,20 +145,29 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 def code_version() -> str:
     """SHA-256 over the package's files as they are now. All of them: any may come to matter to any stage."""
-    root = Path(ltxgen.__file__).parent
+    root = os.path.dirname(ltxgen.__file__)
     found = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        inside = path.relative_to(root)
-        if inside.parts[0] in _DATA or "__pycache__" in inside.parts or not path.is_file():
-            continue
-        stat = path.stat()
-        found.update(f"{inside.as_posix()} {_file_digest(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    for entry in _files(root, ("__pycache__", *_DATA)):
+        stat = entry.stat()
+        inside = entry.path.removeprefix(root)
+        found.update(f"{inside} {_file_digest(entry.path, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return found.hexdigest()
 
 
+def _files(folder: str, without: Sequence[str]) -> Iterator[os.DirEntry[str]]:
+    """Every file below, in a fixed order; by `os.scandir`, since it is asked for before every stage."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.is_file():
+            yield entry
+        elif entry.is_dir(follow_symlinks=False) and entry.name not in without:
+            yield from _files(entry.path, ("__pycache__",))
+
+
 @functools.cache
-def _file_digest(path: Path, size: int, changed: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _file_digest(path: str, size: int, changed: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 @functools.cache

@@ -49,7 +49,7 @@ def forecaster_of(
             stage.reads,
             stage.writes,
             [request.name for request in stage.parts if request.name in sizes],
-            stage.activation_bytes,
+            functools.cache(stage.activation_bytes),  # asked for at every position of every policy
             stage.makes_stream,
         )
         for name, stage in stages.items()

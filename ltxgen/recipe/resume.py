@@ -22,6 +22,7 @@ from ltxgen.media.files import locked, whole_file
 
 RUNS = "runs"
 CONFIG, STAGES = "config.json", "stages"
+MANIFEST = "manifest.json"
 # Runs that were interrupted this long ago and not continued are forgotten.
 KEPT_SECONDS = 30 * 24 * 3600.0
 
@@ -90,15 +91,30 @@ def interrupted(output: Path) -> Interrupted | None:
     """
     state = run_state(output)
     if not (state / CONFIG).exists():
-        if (output / "manifest.json").exists():  # moved there last
+        if (output / MANIFEST).exists():  # moved there last
+            _require_manifest(output)
             return None
         what = "no run into this folder was interrupted; give what output.dir was, with the same LTXGEN_CACHE"
         raise Refusal([Problem("resume", str(output), what)])
     with one_at_a_time(RUNS), locked(_lock(state)) as alone:
         if not alone:
             raise Refusal([Problem("resume", str(output), "is still being written; wait for that run, or end it")])
-    kept = json.loads((state / CONFIG).read_text(encoding="utf-8"))
-    return Interrupted(kept["config"], Path(kept["started_in"]))
+    try:
+        kept = json.loads((state / CONFIG).read_text(encoding="utf-8"))
+        return Interrupted(dict(kept["config"]), Path(kept["started_in"]))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        what = f"its record, {state / CONFIG}, is broken; start the run again with output.dir={output}"
+        raise Refusal([Problem("resume", str(output), what)]) from error
+
+
+def _require_manifest(output: Path) -> None:
+    try:
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        assert isinstance(manifest["stages"], dict)
+    except (OSError, ValueError, LookupError, TypeError, AssertionError, RecursionError) as error:
+        what = f"its {MANIFEST} is not that of a run, a JSON mapping with `stages`"
+        message = f"{what}; give another folder, or make the run again with `ltxgen replay {output}`"
+        raise Refusal([Problem("resume", str(output), message)]) from error
 
 
 def forget_runs(older_than_seconds: float = 0.0) -> int:

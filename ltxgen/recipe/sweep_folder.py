@@ -40,13 +40,14 @@ class SweepFolder:
     @property
     def record(self) -> dict[str, Any]:
         """What sweep.json holds. Raises Refusal when it can't be read."""
-        file = self.path / RECORD
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
             assert isinstance(record["loads"], dict)
-            assert all(entry["folder"].isdecimal() for entry in record["jobs"])  # no way out of this folder
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-            raise Refusal([Problem("resume", str(file), "is no record of a sweep that can be read")]) from error
+            assert all(map(_is_job, record["jobs"]))
+        except (OSError, ValueError, LookupError, TypeError, AssertionError, RecursionError) as error:
+            what = f"its {RECORD} is no record of a sweep that can be read, a JSON mapping with `jobs` and `loads`"
+            message = f"{what}; start the sweep again with output.dir={self.path}"
+            raise Refusal([Problem("resume", str(self.path), message)]) from error
         return record
 
     @contextmanager
@@ -148,6 +149,17 @@ class SweepFolder:
                 message = "another process works on this sweep; wait for it, or take another output.dir"
                 raise Refusal([Problem("output.dir", str(self.path), message)]) from None
             yield  # closing the file, or the end of this process, releases it
+
+
+def _is_job(entry: Any) -> bool:
+    match entry:
+        case (
+            {"folder": str(folder), "overrides": list(), "status": "pending"}
+            | {"folder": str(folder), "overrides": list(), "status": "done", "files": dict()}
+            | {"folder": str(folder), "overrides": list(), "status": "failed", "error": str()}
+        ):
+            return folder.isdecimal()  # no way out of this folder
+    return False
 
 
 def failed_message(errors: Mapping[int, str], folder: Path) -> str:

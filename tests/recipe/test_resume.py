@@ -154,6 +154,29 @@ def test_what_can_not_be_resumed(run_ltxgen, tiny_words, tmp_path, stored_run):
         assert (again.code, "another run is writing there" in again.err) == (2, True)
 
 
+@pytest.mark.parametrize("text", ["", "nope", "[]", "{}", '{"stages": 3}', "[" * 100_000], ids=range(6))
+def test_a_manifest_of_no_run(run_ltxgen, tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    result = run_ltxgen("resume", str(tmp_path), cwd=tmp_path)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"ltxgen: resume = {tmp_path}: its manifest.json is not that of a run, a JSON mapping with `stages`; "
+        f"give another folder, or make the run again with `ltxgen replay {tmp_path}`\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "nope", "[]", "{}", '{"config": 3, "started_in": "/"}'], ids=range(5))
+def test_a_broken_record_of_what_was_interrupted(run_ltxgen, tmp_path, monkeypatch, text):
+    monkeypatch.setenv("LTXGEN_CACHE", str(tmp_path / "cache"))
+    record = run_state(tmp_path) / "config.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(text)
+    result = run_ltxgen("resume", str(tmp_path), cwd=tmp_path)
+    assert (result.code, result.out) == (2, "")
+    told = f"its record, {record}, is broken; start the run again with output.dir={tmp_path}"
+    assert result.err == f"ltxgen: resume = {tmp_path}: {told}\n"
+
+
 def fail(block: AbstractContextManager[Any], work: Callable[[], Any] = lambda: None) -> None:
     """An error in a `with` block, after some work."""
 

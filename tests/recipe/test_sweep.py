@@ -305,16 +305,23 @@ def test_one_command_at_a_time(tmp_path: Path):
         "",
         "[]",
         "{}",
-        '{"jobs": [{"folder": "../0", "status": "pending"}], "loads": {}}',
-        '{"jobs": [{"folder": "/etc", "status": "pending"}], "loads": {}}',
-        '{"jobs": [{"folder": 5, "status": "pending"}], "loads": {}}',
+        '{"jobs": [{"folder": "../0", "overrides": [], "status": "pending"}], "loads": {}}',
+        '{"jobs": [{"folder": "/etc", "overrides": [], "status": "pending"}], "loads": {}}',
+        '{"jobs": [{"folder": 5, "overrides": [], "status": "pending"}], "loads": {}}',
+        '{"jobs": [{"folder": "0"}], "loads": {}}',
+        '{"jobs": [{"folder": "0", "overrides": [], "status": "failed"}], "loads": {}}',
+        '{"jobs": [5], "loads": {}}',
+        "[" * 100_000,
     ],
+    ids=range(10),
 )
 def test_a_record_that_is_none_is_refused(run_ltxgen, tmp_path: Path, text: str):
     (tmp_path / "sweep.json").write_text(text)
     result = run_ltxgen("resume", str(tmp_path), cwd=tmp_path)
     assert result.code == 2
-    assert "is no record of a sweep that can be read" in result.err
+    assert f"resume = {tmp_path}: its sweep.json is no record of a sweep that can be read" in result.err
+    assert result.err.endswith(f"; start the sweep again with output.dir={tmp_path}\n")
+    assert result.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 

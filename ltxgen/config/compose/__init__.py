@@ -6,6 +6,7 @@ from ltxgen.config.compose.folders import data_folder, first_comment, groups, re
 from ltxgen.config.compose.overrides import (
     fixed_words,
     has_other_plugins,
+    is_plain,
     is_sweep,
     jobs_of_sweep,
     open_overrides,
@@ -25,6 +26,7 @@ __all__ = [
     "groups",
     "has_other_plugins",
     "hydra_app",
+    "is_plain",
     "is_sweep",
     "jobs_of_sweep",
     "name_recipe_paths",

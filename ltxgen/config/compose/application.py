@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ltxgen.config.compose.composition import CONFIG_NAME, compose_config
+from ltxgen.config.compose.composition import CONFIG_NAME, compose_config, refuse_bad_package
 from ltxgen.config.compose.folders import data_folder
 from ltxgen.config.compose.overrides import fixed_words, has_other_plugins, in_quotes, is_sweep
 from ltxgen.config.compose.recipes import register_plugins
@@ -38,6 +38,9 @@ def hydra_app(
     `job` for each, wherever they run it; the folder of such a sweep is what `own_folder` gives for it. `rows` are
     overrides: a sweep has its jobs for each of them.
     """
+    asked = get_args_parser().parse_args(list(arguments))
+    if asked.cfg and asked.package not in (None, "_global_"):
+        refuse_bad_package(asked.cfg, asked.package, asked.overrides)
     given = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in arguments)
     if not is_sweep(arguments) or not has_other_plugins(arguments) or given:
         _run_hydra(job, run_jobs, arguments, rows)

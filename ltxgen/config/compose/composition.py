@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ltxgen.config.compose.folders import data_folder, recipe_files
+from ltxgen.config.compose.folders import data_folder, groups, recipe_files
 from ltxgen.config.compose.overrides import unreadable
 from ltxgen.config.compose.recipes import RecipesByPath, register_plugins
 from ltxgen.config.errors import MISSING, Problem, Refusal, did_you_mean, first_line
@@ -42,6 +44,25 @@ def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise CompositionRefusal(problems, data)
     return cast(dict[str, Any], data)
+
+
+def refuse_bad_package(which: str, package: str, overrides: Sequence[str]) -> None:
+    """Refusal for a `package` that the composed config does not hold; of it Hydra shows `which`: job, hydra or all."""
+    with _hydra():
+        whole = compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(whole)  # for ${hydra:...} in it
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        config = hydra.get_sanitized_cfg(whole, which)
+        if OmegaConf.select(config, package) is not None:
+            return
+        known = list(_paths(OmegaConf.to_container(config, resolve=False), ""))
+        if package in known:
+            raise Refusal([Problem("--package", package, "is null, so there is nothing to show")])
+        inside = next((parent for parent in _parents(package) if parent in known), "")
+        there = [key for key in known if key.rpartition(".")[0] == inside]
+        message = f"is not in the config; there are {', '.join(there)}{did_you_mean(package, known)}"
+        raise Refusal([Problem("--package", package, message)])
 
 
 class CompositionRefusal(Refusal):
@@ -126,18 +147,34 @@ def _override_problem(override: str, known_keys: Sequence[str], error: Exception
         return Problem(name, value, "several values are a sweep: add -m; or for one text write \"'...'\" around it")
     if name not in known_keys:
         shown = value if separator else MISSING
-        return Problem(name, shown, f"is not a known key{did_you_mean(name, known_keys)}")
+        return Problem(name, shown, f"is not a known key{_nearest(name, known_keys)}")
     if isinstance(error, OverrideParseException):
         return unreadable(override, error)
     return Problem(name, value, first_line(error))
 
 
+def _nearest(name: str, known_keys: Sequence[str]) -> str:
+    """What of `known_keys` may be meant; of a stage that is not there, which ones are."""
+    stages = [key.removeprefix("stages.") for key in known_keys if re.fullmatch(r"stages\.\w+", key)]
+    stage = re.match(r"stages\.(\w+)", name)
+    if not stages or stage is None or stage[1] in stages:
+        return did_you_mean(name, known_keys)
+    return f"; the stages are {', '.join(stages)}{did_you_mean(stage[1], stages)}"
+
+
 def _fault_of_recipe(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "its defaults lead back to itself; take it out of them"
-    if isinstance(error, MissingConfigException) and error.options:
-        return f"{first_line(error)}; there are {', '.join(error.options)}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if known := error.options or groups().get(group):
+            return f"{first_line(error).rstrip('.')}; there are {', '.join(known)}{did_you_mean(name, known)}"
     return first_line(error)
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path := path.rpartition(".")[0]:
+        yield path
 
 
 def _paths(node: Any, prefix: str) -> Iterator[str]:

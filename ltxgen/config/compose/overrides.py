@@ -17,6 +17,11 @@ def is_sweep(words: Sequence[str]) -> bool:
     return any(word in ("--multirun", "-m") for word in words)
 
 
+def is_plain(words: Sequence[str]) -> bool:
+    """Whether words are overrides of the recipe alone: no flags, and no settings of Hydra's own."""
+    return not any(re.match(r"-|[+~]*hydra\b", word) for word in words)
+
+
 def open_overrides(words: Sequence[str]) -> list[str]:
     """Words as Hydra wants them.
 
@@ -40,9 +45,9 @@ _QUOTED = re.compile(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", re.DOTALL)
 
 def _quoted(word: str) -> str:
     """A text's override with Hydra's quotes around the value, unless it has them or is null where that means none."""
-    key, _, value = word.partition("=")
+    key, separator, value = word.partition("=")
     is_null = value == "null" and not key.endswith("request.prompt")
-    if not _TEXT_KEY.fullmatch(key) or is_null or _QUOTED.fullmatch(value):
+    if not separator or not _TEXT_KEY.fullmatch(key) or is_null or _QUOTED.fullmatch(value):
         return word
     return f"{key}={in_quotes(value)}"
 
