@@ -106,6 +106,7 @@ class Layout:
     ring: Axis = field(default_factory=Axis)
     ulysses: Axis = field(default_factory=Axis)
     gathered: Tally = field(default_factory=Tally)
+    device_type: str = "cpu"
 
     @classmethod
     def build(cls, shape: MeshShape, device_type: str) -> Layout:
@@ -118,7 +119,7 @@ class Layout:
         assert dist.is_initialized(), f"{shape} without process group"
         axes = _axes(shape, device_type, dist.group.WORLD)
         guidance, ring, ulysses = (replace(axes[name], tally=Tally()) for name in ("guidance", "ring", "ulysses"))
-        return cls(guidance, ring, ulysses)
+        return cls(guidance, ring, ulysses, device_type=device_type)
 
     @property
     def only_axis(self) -> Axis | None:
@@ -130,15 +131,26 @@ class Layout:
         """The sequence's axes, inner one first, for putting it together: counted apart from attention."""
         return replace(self.ulysses, tally=self.gathered), replace(self.ring, tally=self.gathered)
 
+    def counted_with(self, other: Layout) -> Layout:
+        """The same axes, whose exchanges count as those of `other`."""
+        return Layout(
+            replace(self.guidance, tally=other.guidance.tally),
+            replace(self.ring, tally=other.ring.tally),
+            replace(self.ulysses, tally=other.ulysses.tally),
+            other.gathered,
+            self.device_type,
+        )
+
     @property
     def communication(self) -> Communication:
         """What was counted on this rank."""
-        return communication({**self.of_attention, "gather": self.gathered, "guidance": self.guidance.tally})
+        return communication(self.tallies)
 
     @property
-    def of_attention(self) -> dict[str, Tally]:
-        """What attention exchanges, by axis."""
-        return {"ulysses": self.ulysses.tally, "ring": self.ring.tally}
+    def tallies(self) -> dict[str, Tally]:
+        """By kind of exchange."""
+        of_axes = {"ulysses": self.ulysses.tally, "ring": self.ring.tally}
+        return {**of_axes, "gather": self.gathered, "guidance": self.guidance.tally}
 
     @property
     def num_shards(self) -> int:

@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ltxgen.config.hardware import Hardware
 from ltxgen.diffusion.pair import Pair
@@ -20,9 +19,9 @@ from ltxgen.models.transformer import BATCHED_TOKENS, TransformerConfig
 from ltxgen.models.transformer.activations import activation_bytes, hidden_bytes
 from ltxgen.models.transformer.flops import LinearWork, block_parameters, linear_work, pass_flops
 from ltxgen.models.transformer.graphs import SHARED_GRAPHED_TOKENS
-from ltxgen.parallel.guidance import GuidedPass, busiest, deal
+from ltxgen.parallel.guidance import Deal, GuidedPass, deal, load
 from ltxgen.parallel.shape import MeshShape
-from ltxgen.parallel.traffic import step_traffic
+from ltxgen.parallel.traffic import Traffic, step_traffic, tail_traffic
 
 TEXT_TOKENS = 1024  # what the text encoder is padded to
 # Bytes that the memory-bound kernels of a block move for a token, in parts of the token's own bytes: of compiled
@@ -51,6 +50,11 @@ class Work:
     tokens: Pair[int]
     masked: tuple[str, ...] = ()
     kept_hidden: int = 0
+
+    @property
+    def dearest(self) -> Sequence[GuidedPass]:
+        """The passes of the step that has the most."""
+        return max(self.steps, key=len)
 
     @property
     def distinct_passes(self) -> int:
@@ -106,17 +110,67 @@ class CostModel:
 
     def step(self, work: Work, shape: MeshShape, sharded: bool = False) -> StepCost:
         """The dearest step of a stage whose ranks lie in `shape`."""
-        passes = max(work.steps, key=len)
-        owners = deal(passes, shape.guidance, self.config.num_layers)
-        most = busiest(passes, owners, shape.guidance, self.config.num_layers)
-        arithmetic = most * self.forward_seconds(work.tokens, shape.num_shards)
-        exchange = self._exchange(passes, work.tokens, shape, sharded, arithmetic)
-        recorded = not sharded and shape.own_tokens(work.tokens.video or 0) <= self.graphed_tokens
-        launches = 1 if self._as_batch(work.tokens, shape) else most
-        if shape.num_shards > 1:
-            start = RECORDED_COLLECTIVE_SECONDS if recorded else COLLECTIVE_SECONDS
-            exchange += launches * self.config.num_layers * COLLECTIVES_PER_BLOCK * start
-        return StepCost(arithmetic, exchange, 0.0 if recorded else launches * self._launch_seconds(shape))
+        return self._step(work.dearest, self.dealt(work, shape, sharded), work.tokens, shape, sharded)
+
+    def dealt(self, work: Work, shape: MeshShape, sharded: bool = False) -> Deal:
+        """Who runs which pass of that step."""
+        return self.deal(work.dearest, work.tokens, shape, share_tail=not sharded and not work.kept_hidden)
+
+    def deal(
+        self, passes: Sequence[GuidedPass], tokens: Pair[int], shape: MeshShape, *, share_tail: bool = True
+    ) -> Deal:
+        """Who runs which pass; with a tail where that should be faster and the ranks can `share_tail`."""
+        whole = deal(passes, shape.guidance, self.config.num_layers)
+        if not share_tail or self.tail_shape(shape) is None or self._as_batch(tokens, shape):
+            return whole
+        shared = deal(passes, shape.guidance, self.config.num_layers, share_tail=True)
+        return min(whole, shared, key=lambda each: self._step(passes, each, tokens, shape).seconds)
+
+    def tail_shape(self, shape: MeshShape) -> MeshShape | None:
+        """How all ranks lie in a shared tail: over heads. None where they can't, or have no passes to deal."""
+        together = shape.for_passes(1, common_heads(self.config))
+        return together if shape.guidance > 1 and together.ring == shape.ring else None
+
+    def traffic(self, passes: Sequence[GuidedPass], tokens: Pair[int], shape: MeshShape, dealt: Deal) -> Traffic:
+        """What a step moves to the rank that receives the most."""
+        moved, tail = self._moved(passes, tokens, shape, dealt)
+        return moved + tail
+
+    def _step(
+        self, passes: Sequence[GuidedPass], dealt: Deal, tokens: Pair[int], shape: MeshShape, sharded: bool = False
+    ) -> StepCost:
+        of_stage, of_tail = load(passes, dealt, shape.guidance, self.config.num_layers)
+        together = self.tail_shape(shape) or shape
+        arithmetic = of_stage * self.forward_seconds(tokens, shape.num_shards)
+        arithmetic += of_tail * self.forward_seconds(tokens, together.num_shards)
+        moved, moved_in_tail = self._moved(passes, tokens, shape, dealt)
+        num_own = math.ceil(len(passes) / shape.guidance)
+        exchange = self._exchange(moved, tokens, shape, num_own) + self._exchange(
+            moved_in_tail, tokens, together, of_tail
+        )
+        if sharded and shape.num_ranks > 1:  # once a step, for all passes
+            received = self._weight_bytes * (shape.num_ranks - 1) / shape.num_ranks
+            exchange += max(0.0, received / self._link(shape.num_ranks) - arithmetic)
+        recorded = not sharded and shape.own_tokens(tokens.video or 0) <= self.graphed_tokens
+        launches = ((shape, 1 if self._as_batch(tokens, shape) else of_stage), (together, of_tail))
+        start = RECORDED_COLLECTIVE_SECONDS if recorded else COLLECTIVE_SECONDS
+        exchange += sum(
+            count * self.config.num_layers * COLLECTIVES_PER_BLOCK * start
+            for used, count in launches
+            if used.num_shards > 1
+        )
+        launching = 0.0 if recorded else sum(count * self._launch_seconds(used) for used, count in launches)
+        return StepCost(arithmetic, exchange, launching)
+
+    def _moved(
+        self, passes: Sequence[GuidedPass], tokens: Pair[int], shape: MeshShape, dealt: Deal
+    ) -> tuple[Traffic, Traffic]:
+        """Before the tail, on the rank that receives the most, and in it."""
+        moved = step_traffic(shape, self.config, passes, tokens, self.bytes_per_value, dealt)
+        together = self.tail_shape(shape)
+        if dealt.tail is None or together is None:
+            return moved, Traffic()
+        return moved, tail_traffic(together, self.config, passes, tokens, self.bytes_per_value, dealt.tail)
 
     def forward_seconds(self, tokens: Pair[int], num_shards: int = 1) -> float:
         """One pass on one rank that has its part of the tokens, exchanges left out."""
@@ -172,15 +226,10 @@ class CostModel:
     def _token_bytes(self, tokens: Pair[int]) -> int:
         return hidden_bytes(self.config, tokens.video or 0, tokens.audio or 0, self.bytes_per_value)
 
-    def _exchange(
-        self, passes: Sequence[Any], tokens: Pair[int], shape: MeshShape, sharded: bool, arithmetic: float
-    ) -> float:
-        """Seconds waited for what moves."""
-        moved = step_traffic(shape, self.config, passes, tokens, self.bytes_per_value)
-        num_own = math.ceil(len(passes) / shape.guidance)
-        blocks = self.config.num_layers
+    def _exchange(self, moved: Traffic, tokens: Pair[int], shape: MeshShape, num_passes: float) -> float:
+        """Seconds waited for what moves in so many passes of a rank."""
         attention = pass_flops(self.config, tokens.video, tokens.audio, TEXT_TOKENS, num_shards=shape.num_shards)
-        beside_ring = num_own * attention.attention / (self.hardware.attention_tflops * 1e12)
+        beside_ring = num_passes * attention.attention / (self.hardware.attention_tflops * 1e12)
         waited = (
             moved.ulysses / self._link(shape.ulysses)
             + max(0.0, moved.ring / self._link(shape.num_shards) - beside_ring)
@@ -188,12 +237,8 @@ class CostModel:
             + moved.guidance / self._link(shape.num_ranks)
         )
         merged = MERGE_PASSES * (shape.ring - 1) * self._token_bytes(tokens) / shape.num_shards
-        copied = num_own * blocks * merged + PACKING_PASSES * moved.ulysses
-        waited += copied / (self.hardware.memory_gbps * 1e9)
-        if sharded and shape.num_ranks > 1:  # once a step, for all passes
-            received = self._weight_bytes * (shape.num_ranks - 1) / shape.num_ranks
-            waited += max(0.0, received / self._link(shape.num_ranks) - arithmetic)
-        return waited
+        copied = num_passes * self.config.num_layers * merged + PACKING_PASSES * moved.ulysses
+        return waited + copied / (self.hardware.memory_gbps * 1e9)
 
     def _link(self, reach: int) -> float:
         """Bytes a second into a rank from `reach` neighbouring ranks; axes lie inside a machine as far as they fit."""

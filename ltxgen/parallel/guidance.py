@@ -1,23 +1,24 @@
-"""The passes of a guided step, dealt to the ranks of the guidance axis."""
+"""The passes of a guided step, dealt to the ranks of the guidance axis.
+
+Whole passes rarely come out even. What the busiest rank has more than the others can be shared at the end: the last
+blocks of one of its passes, which all ranks run together, each with a part of the tokens.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
-from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import Fork, Perturbation, forks
-from ltxgen.parallel.axes import Axis
 
 # Of a block's work on its video tokens, by multiplications with weights (C the width, audio's half of it): 4C² in self
 # attention, 2C² in text attention (queries and output), 2C² towards and from the audio, 8C² in the feed-forward.
 SHARE_ACROSS = 2 / 16  # what isolated modalities leave out
 SHARE_SELF = 2 / 16  # queries and keys, which a value that passes through does not need
+SHARED = 1.2  # what ranks take for shared blocks, in parts of an even share: the rest is exchange (docs/parallel.md)
 
 
 class GuidedPass(Protocol):
@@ -27,19 +28,48 @@ class GuidedPass(Protocol):
     def context(self) -> Any: ...
     @property
     def perturbation(self) -> Perturbation: ...
-    @property
-    def enabled(self) -> Pair[bool]: ...
 
 
 Pass = TypeVar("Pass", bound=GuidedPass)
 
 
-def relative_cost(perturbation: Perturbation, num_blocks: int, first_block: int = 0) -> float:
-    """Work of a pass from `first_block` on in parts of an unperturbed one's: close enough to say who takes one more."""
+class Tail(NamedTuple):
+    """The blocks from `block` on of the step's pass `number`."""
+
+    number: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Deal:
+    """The rank of each pass of a step, and the `tail` of one of them that all ranks share after their own."""
+
+    owners: tuple[int, ...]
+    tail: Tail | None = None
+
+    def whole(self, rank: int) -> list[int]:
+        """The numbers of the passes that `rank` runs to their end."""
+        shared = None if self.tail is None else self.tail.number
+        return [number for number, owner in enumerate(self.owners) if owner == rank and number != shared]
+
+    def blocks(self, number: int, num_blocks: int) -> range:
+        """Those of a pass that its owner runs."""
+        is_shared = self.tail is not None and number == self.tail.number
+        return range(self.tail.block if is_shared and self.tail is not None else num_blocks)
+
+
+class Load(NamedTuple):
+    """Work of a step in parts of an unperturbed pass: of the busiest rank before the tail, and of the whole tail."""
+
+    own: float
+    tail: float = 0.0
+
+
+def relative_cost(perturbation: Perturbation, num_blocks: int, blocks: range) -> float:
+    """Work of `blocks` in parts of an unperturbed pass's: close enough to say who takes one more."""
     across = SHARE_ACROSS if perturbation.isolate_modalities else 0.0
-    own = range(first_block, num_blocks)
-    skipped = sum(block in own for block in perturbation.skip_video_self_attention)
-    return ((1.0 - across) * len(own) - SHARE_SELF * skipped) / num_blocks
+    skipped = sum(block in blocks for block in perturbation.skip_video_self_attention)
+    return ((1.0 - across) * len(blocks) - SHARE_SELF * skipped) / num_blocks
 
 
 def forks_of(passes: Sequence[GuidedPass], num_blocks: int) -> list[Fork]:
@@ -47,69 +77,65 @@ def forks_of(passes: Sequence[GuidedPass], num_blocks: int) -> list[Fork]:
     return forks([(each.context, (each.perturbation,)) for each in passes], num_blocks)
 
 
-def load(passes: Sequence[GuidedPass], num_blocks: int) -> float:
-    """Work of one rank's passes in parts of an unperturbed one's; blocks that they share count once."""
-    parting = forks_of(passes, num_blocks)
-    return sum(
-        relative_cost(each.perturbation, num_blocks, fork.block) for each, fork in zip(passes, parting, strict=True)
-    )
+def deal(passes: Sequence[Pass], num_ranks: int, num_blocks: int, *, share_tail: bool = False) -> Deal:
+    """Who runs which pass such that the step takes the least; of equals, the earlier ranks take more.
 
-
-def deal(passes: Sequence[Pass], num_ranks: int, num_blocks: int) -> tuple[int, ...]:
-    """The rank of each pass such that the busiest has the least to do; of equals, the earlier ranks take more.
-
-    All ways to deal are looked at: a step has four passes at most. Passes that share blocks cost less on one rank.
+    All ways to deal are looked at: a step has four passes at most. Passes that share blocks cost less on one rank. With
+    `share_tail` what the busiest rank has too much may be shared, from the block on that suits best.
     """
-    return _deal(tuple(passes), num_ranks, num_blocks)
+    return _deal(tuple(passes), num_ranks, num_blocks, share_tail)
 
 
 @functools.cache  # the same in every step
-def _deal(passes: tuple[Any, ...], num_ranks: int, num_blocks: int) -> tuple[int, ...]:
-    ways = itertools.product(range(num_ranks), repeat=len(passes))
-    return min(ways, key=lambda owners: busiest(passes, owners, num_ranks, num_blocks))
+def _deal(passes: tuple[Any, ...], num_ranks: int, num_blocks: int, share_tail: bool) -> Deal:
+    def cost(way: tuple[Deal, Load]) -> tuple[float, ...]:
+        dealt, load = way
+        total = load.own + SHARED * load.tail / num_ranks
+        # Of what is as good to a hundredth of a pass, the last one's tail: isolated modalities exchange less.
+        return round(total, 2), 0 if dealt.tail is None else -dealt.tail.number, total
+
+    return min(_ways(passes, num_ranks, num_blocks, share_tail), key=cost)[0]
 
 
-def busiest(passes: Sequence[Pass], owners: Sequence[int], num_ranks: int, num_blocks: int) -> float:
-    """The load of the rank that has the most to do."""
-    return max(load(of_rank(passes, owners, rank), num_blocks) for rank in range(num_ranks))
+def _ways(passes: tuple[Any, ...], num_ranks: int, num_blocks: int, share_tail: bool) -> Iterator[tuple[Deal, Load]]:
+    for owners in itertools.product(range(num_ranks), repeat=len(passes)):
+        loads = [_load(passes, owners, rank, num_blocks) for rank in range(num_ranks)]
+        yield Deal(owners), Load(max(loads))
+        if share_tail:
+            busiest = max(range(num_ranks), key=loads.__getitem__)
+            most = loads.pop(busiest)
+            for tail, work in _tails(passes, owners, busiest, num_blocks):
+                yield Deal(owners, tail), Load(max(most - work, *loads), work)
 
 
-def of_rank(passes: Sequence[Pass], owners: Sequence[int], rank: int) -> list[Pass]:
-    return [each for each, owner in zip(passes, owners, strict=True) if owner == rank]
+def _tails(passes: Sequence[Any], owners: Sequence[int], rank: int, num_blocks: int) -> Iterator[tuple[Tail, float]]:
+    """What `rank` could share of its passes, with its work: of those from which no other one starts."""
+    mine = [number for number, owner in enumerate(owners) if owner == rank]
+    parting = forks_of([passes[number] for number in mine], num_blocks)
+    for place, (number, fork) in enumerate(zip(mine, parting, strict=True)):
+        if all(other.source != place for at, other in enumerate(parting) if at != place):
+            for block in range(fork.block, num_blocks):
+                work = relative_cost(passes[number].perturbation, num_blocks, range(block, num_blocks))
+                yield Tail(number, block), work
 
 
-def predict_passes(
-    passes: Sequence[Pass],
-    predict: Callable[[Sequence[Pass]], Sequence[Pair[Tensor]]],
-    like: Pair[Tensor],
-    axis: Axis,
-    num_blocks: int,
-    all_predict: bool = False,
-) -> list[Pair[Tensor]]:
-    """The result of every pass, in order and bit for bit the same on all ranks; each computed by one.
+def load(passes: Sequence[GuidedPass], dealt: Deal, num_ranks: int, num_blocks: int) -> Load:
+    """Of `passes` as they are dealt."""
+    tail = 0.0
+    if dealt.tail is not None:
+        shared = passes[dealt.tail.number].perturbation
+        tail = relative_cost(shared, num_blocks, range(dealt.tail.block, num_blocks))
+    loads = [_load(passes, dealt.owners, rank, num_blocks) for rank in range(num_ranks)]
+    if dealt.tail is not None:
+        loads[dealt.owners[dealt.tail.number]] -= tail
+    return Load(max(loads), tail)
 
-    `predict` is called once, with all passes of this rank. `like` has the shapes and dtypes of a result. A modality
-    that is not enabled in a pass has no result there (None). All ranks of the axis must give the same passes; ranks
-    without one only receive, or with `all_predict` predict one for the others' sake.
-    """
-    if axis.size == 1:
-        return list(predict(passes)) if passes else []
-    owners = deal(passes, axis.size, num_blocks)
-    numbers = [number for number, owner in enumerate(owners) if owner == axis.rank]
-    results = predict([passes[number] for number in numbers]) if numbers else []
-    if all_predict and passes and not numbers:
-        predict(passes[:1])
-    own = dict(zip(numbers, results, strict=True))
 
-    def share(number: int, each: Pass) -> Pair[Tensor]:
-        def from_owner(shape: Tensor, enabled: bool, computed: Tensor | None) -> Any:
-            if not enabled:
-                return None
-            result = torch.empty_like(shape) if computed is None else computed
-            result = result.contiguous()
-            axis.broadcast(result, owners[number])
-            return result
-
-        return like.map(from_owner, each.enabled, own.get(number, Pair(None, None)))
-
-    return [share(number, each) for number, each in enumerate(passes)]
+def _load(passes: Sequence[GuidedPass], owners: Sequence[int], rank: int, num_blocks: int) -> float:
+    """Of one rank's passes; blocks that they share count once."""
+    mine = [each for each, owner in zip(passes, owners, strict=True) if owner == rank]
+    parting = forks_of(mine, num_blocks)
+    return sum(
+        relative_cost(each.perturbation, num_blocks, range(fork.block, num_blocks))
+        for each, fork in zip(mine, parting, strict=True)
+    )

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ltxgen.diffusion.pair import Pair
-from ltxgen.models.transformer import AttentionByRole, PassesModel, TransformerConfig, Velocities
+from ltxgen.models.transformer import AttentionByRole, PassesModel, Transformer, TransformerConfig, Velocities
 from ltxgen.models.transformer.graphs import Record, Run
 from ltxgen.models.video_vae import Tile
 from ltxgen.parallel.axes import Axis, Layout
 from ltxgen.parallel.cost import CostModel, Work, common_heads
-from ltxgen.parallel.guidance import Pass, predict_passes
-from ltxgen.parallel.sequence import SequenceParallel, sequence_of_process
+from ltxgen.parallel.dealt import DealtTransformer, SharedTail
+from ltxgen.parallel.sequence import SequenceParallel, Sharding, sequence_of_process
 from ltxgen.parallel.shape import Choice, MeshShape
 from ltxgen.parallel.tally import Communication
 from ltxgen.parallel.tiles import TileDeal, TileParallel
-from ltxgen.parallel.traffic import Traffic, step_traffic
+from ltxgen.parallel.traffic import Traffic
 
 if TYPE_CHECKING:
     from ltxgen.parallel.fsdp import ShardedWeights
@@ -67,17 +69,24 @@ class ParallelPlan:
         exchange = f" ({step.exchange:.3f} s of it waiting for exchanges)" if shape.num_ranks > 1 else ""
         whole = self.cost.stage_seconds(work, shape, self.choice.sharded)
         each = f"{step.seconds:.3f} s a step{exchange}, {whole:.1f} s for {len(work.steps)}"
-        return f"{name} on {shape}: {each}, predicted for {self.cost.hardware.name}"
+        tail = self.cost.dealt(work, shape, self.sharded_weights).tail
+        shared = "" if tail is None else f", pass {tail.number + 1} shared by all from block {tail.block} on"
+        return f"{name} on {shape}{shared}: {each}, predicted for {self.cost.hardware.name}"
 
-    def traffic(self, passes: Sequence[Pass], tokens: Pair[int], bytes_per_value: int) -> Traffic:
-        """What a step of `passes` over one sample of `tokens` moves between ranks."""
-        return step_traffic(self.stage_shape(len(passes)), self.config, passes, tokens, bytes_per_value)
+    def traffic(self, work: Work) -> Traffic:
+        """What the dearest step of `work` moves between ranks."""
+        shape = self.cost.stage_shape(work, self.shape)
+        return self.cost.traffic(work.dearest, work.tokens, shape, self.cost.dealt(work, shape, self.sharded_weights))
 
     def stage(self, num_passes: int, device_type: str, all_predict: bool = False) -> StageParallel:
         """The parallelism of a running stage of at most `num_passes` passes a step, whose ranks `all_predict`."""
-        layout = Layout.build(self.stage_shape(num_passes), device_type)
+        shape = self.stage_shape(num_passes)
+        layout = Layout.build(shape, device_type)
         # Where weights are sharded the ranks gather them from each other, also from those that have no pass.
-        return StageParallel(layout, self.sequence, self.config.num_layers, self.sharded_weights or all_predict)
+        all_predict = all_predict or self.sharded_weights
+        together = None if all_predict else self.cost.tail_shape(shape)
+        in_tail = None if together is None else Layout.build(together, device_type).counted_with(layout)
+        return StageParallel(layout, self.sequence, self.cost, shape, all_predict, in_tail)
 
     def placement(self, device_type: str) -> ShardedWeights | None:
         """How components are placed on the ranks; None: each is whole on every one."""
@@ -102,21 +111,46 @@ class ParallelPlan:
 
 @dataclass(frozen=True, eq=False)
 class StageParallel:
-    """What a denoising stage sees of the ranks. With `all_predict` each calls the transformer whenever another does,
-    if need be for a pass that is not its own."""
+    """What a denoising stage sees of the ranks, which lie in `shape`, and `in_tail` where they share a pass's end. With
+    `all_predict` each calls the transformer whenever another does, if need be for a pass that is not its own."""
 
     layout: Layout
     sequence: SequenceParallel
-    num_blocks: int
+    cost: CostModel
+    shape: MeshShape
     all_predict: bool = False
+    in_tail: Layout | None = None
 
-    def wrap(self, transformer: PassesModel) -> PassesModel:
-        """`transformer` run by all ranks of the sequence, whole in and whole out."""
-        return self.sequence.wrap(transformer, self.layout)
+    def wrap(self, transformer: PassesModel, dtype: torch.dtype) -> PassesModel:
+        """`transformer`, whose velocities have `dtype`, run by all ranks: whole steps in, all velocities out on each.
+
+        All ranks call this together, and what it returns.
+        """
+        run = self.sequence.wrap(transformer, self.layout)
+        if self.layout.guidance.size == 1:
+            return run
+        tail = self._tail(transformer)
+        deal = functools.partial(self.cost.deal, shape=self.shape, share_tail=tail is not None)
+        channels = Pair(self.cost.config.video.out_channels, self.cost.config.audio.out_channels)
+        return DealtTransformer(
+            run, self.layout.guidance, functools.cache(deal), channels, dtype, self.all_predict, tail
+        )
+
+    def _tail(self, transformer: PassesModel) -> SharedTail | None:
+        """None unless all ranks can run part of a pass: of the transformer itself, whose blocks need not come again."""
+        if self.in_tail is None:
+            return None
+        can = isinstance(transformer, Transformer) and not transformer.is_hooked
+        device = self.layout.device_type
+        if not Axis.of_all_ranks(device).all_gather(torch.full((1,), can, device=device)).all():
+            return None
+        assert isinstance(transformer, Transformer), "one that can"
+        of_stage, of_all = (Sharding(self.sequence, layout) for layout in (self.layout, self.in_tail))
+        return SharedTail(transformer, self.layout.guidance, of_stage, of_all)
 
     def counted(self, record: Record) -> Record:
-        """`record` for steps whose attention exchanges with other ranks: that is counted whenever it is done again."""
-        tallies = self.layout.of_attention.values()
+        """`record` for steps in which ranks exchange: that is counted whenever it is done again."""
+        tallies = self.layout.tallies.values()
 
         def record_counted(run: Run) -> Run:
             with ExitStack() as stack:
@@ -131,16 +165,6 @@ class StageParallel:
             return replay_counted
 
         return record_counted
-
-    def predict_passes(
-        self,
-        passes: Sequence[Pass],
-        predict: Callable[[Sequence[Pass]], Sequence[Pair[Tensor]]],
-        like: Pair[Tensor],
-    ) -> list[Pair[Tensor]]:
-        """The result of every pass, in order; `predict` is given those of this rank. `like` has a result's shapes and
-        dtypes."""
-        return predict_passes(passes, predict, like, self.layout.guidance, self.num_blocks, self.all_predict)
 
     def own_tokens(self, hidden: Pair[Tensor]) -> Pair[Tensor]:
         """What the wrapped transformer holds (B, T, C), without the padding."""

@@ -23,6 +23,7 @@ from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import (
     AttentionByRole,
     AttentionFunction,
+    Hidden,
     ModalityInput,
     PassesModel,
     TransformerPass,
@@ -80,7 +81,7 @@ class SequenceParallel:
 
         All ranks of the sequence must call it with the same inputs. With one rank it is the transformer itself.
         """
-        return transformer if layout.num_shards == 1 else ShardedTransformer(transformer, self, layout)
+        return transformer if layout.num_shards == 1 else ShardedTransformer(transformer, Sharding(self, layout))
 
     def without_padding(self, pieces: Pair[Tensor]) -> Pair[Tensor]:
         """Of this rank's pieces (B, T, C), the tokens; all of them outside of a sharded transformer."""
@@ -100,29 +101,54 @@ def sequence_of_process() -> SequenceParallel:
 @dataclass(frozen=True, eq=False)
 class ShardedTransformer:
     transformer: PassesModel
+    sharding: Sharding
+
+    def forward_passes(self, passes: Sequence[TransformerPass]) -> list[Velocities]:
+        whole = Pair(passes[0].video, passes[0].audio)
+        with self.sharding.of(whole) as local:
+            results = self.transformer.forward_passes([with_tokens(local, each) for each in passes])
+        return [self.sharding.gathered(velocities, whole) for velocities in results]
+
+
+@dataclass(frozen=True, eq=False)
+class Sharding:
+    """How a transformer's tokens are cut for the ranks of a layout, and put together again."""
+
     parallel: SequenceParallel
     layout: Layout
     remembered: TensorMemo = field(default_factory=TensorMemo)
 
-    def forward_passes(self, passes: Sequence[TransformerPass]) -> list[Velocities]:
-        whole = Pair(passes[0].video, passes[0].audio)
-        with self.sharded(whole) as local:
-            results = self.transformer.forward_passes([_of_tokens(local, each) for each in passes])
-        gather = functools.partial(gather_tokens, layout=self.layout)
-        gathered = [Pair(*velocities).map(gather, whole) for velocities in results]
-        return [(each.video, each.audio) for each in gathered]
-
     @contextmanager
-    def sharded(self, whole: Pair[ModalityInput]) -> Iterator[Pair[ModalityInput]]:
-        """This rank's inputs; inside the block, attention works between the ranks."""
+    def of(self, whole: Pair[ModalityInput]) -> Iterator[Pair[ModalityInput]]:
+        """This rank's inputs; inside the block, attention works between the ranks. One rank alone has them whole."""
+        if self.layout.num_shards == 1:
+            yield whole
+            return
         assert self.parallel.running is None, "one transformer at a time"
-        ring, ulysses = self.layout.ring.size, self.layout.ulysses.size
-        shards = whole.map(lambda each: Shards(each.latents.shape[1], ring, ulysses))
+        shards = whole.map(self._shards)
         self.parallel.running = Running(self.layout, shards)
         try:
             yield whole.map(self.shard_tokens, shards)
         finally:
             self.parallel.running = None
+
+    def hidden(self, whole: Hidden) -> Hidden:
+        """This rank's piece of hidden states (B, T, C), cut as `of` cuts inputs."""
+
+        def piece(x: Tensor) -> Tensor:
+            length = self._shards(x).piece_length
+            return _piece(x, 1, self.layout.shard * length, length).contiguous()
+
+        return Hidden(*(None if x is None else piece(x) for x in whole))
+
+    def gathered(self, pieces: tuple[Tensor | None, Tensor | None], whole: Pair[ModalityInput]) -> Velocities:
+        """Every rank's pieces of both modalities (B, T/ranks, C) put together, bit for bit the same on all of them."""
+        both = Pair(*pieces).map(functools.partial(gather_tokens, layout=self.layout), whole)
+        return both.video, both.audio
+
+    def _shards(self, whole: ModalityInput | Tensor) -> Shards:
+        tokens = whole if isinstance(whole, Tensor) else whole.latents
+        return Shards(tokens.shape[1], self.layout.ring.size, self.layout.ulysses.size)
 
     def shard_tokens(self, whole: ModalityInput, shards: Shards) -> ModalityInput:
         """This rank's piece of every per-token input, padded with zeros at the end of the sequence.
@@ -155,7 +181,7 @@ class ShardedTransformer:
         )
 
 
-def _of_tokens(tokens: Pair[ModalityInput], each: TransformerPass) -> TransformerPass:
+def with_tokens(tokens: Pair[ModalityInput], each: TransformerPass) -> TransformerPass:
     """The pass `each` over other `tokens`."""
 
     def with_text(own: ModalityInput, text: ModalityInput) -> ModalityInput:
@@ -223,7 +249,7 @@ def gather_tokens(piece: Tensor, whole: ModalityInput, *, layout: Layout) -> Ten
     for axis in layout.gather:
         if axis.size > 1:
             piece = axis.all_gather(piece).movedim(0, 1).flatten(1, 2)
-    return piece[:, : whole.latents.shape[1]]
+    return piece[:, : whole.latents.shape[1]].contiguous()
 
 
 def _piece(x: Tensor, dim: int, start: int, length: int, fill: float = 0.0) -> Tensor:

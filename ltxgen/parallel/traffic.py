@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import Perturbation, TransformerConfig
-from ltxgen.parallel.guidance import GuidedPass, deal, forks_of
+from ltxgen.parallel.guidance import Deal, GuidedPass, Tail, forks_of
 from ltxgen.parallel.shape import MeshShape, Shards
 
 PARTIAL_BYTES = 4  # partial attention results travel in fp32
@@ -22,7 +22,7 @@ class Traffic:
 
     ulysses: int = 0
     ring: int = 0
-    gather: int = 0  # velocities, along both sequence axes
+    gather: int = 0  # velocities, or hidden states to hand over, along both sequence axes
     guidance: int = 0
 
     @property
@@ -34,6 +34,9 @@ class Traffic:
         """What moves at all."""
         return {kind: size for kind, size in vars(self).items() if size}
 
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(*(one + two for one, two in zip(vars(self).values(), vars(other).values(), strict=True)))
+
 
 def step_traffic(
     shape: MeshShape,
@@ -41,33 +44,45 @@ def step_traffic(
     passes: Sequence[GuidedPass],
     tokens: Pair[int],
     bytes_per_value: int,
+    dealt: Deal,
 ) -> Traffic:
-    """A step of `passes` over one sample of `tokens`, both modalities enabled.
+    """A step of `passes` over one sample of `tokens`, both modalities enabled, before the tail if there is one.
 
-    `tokens` is None for a modality that isn't there. x0 has the dtype of the model, `bytes_per_value` wide. Passes that
-    run as one batch, at small shapes, move a little more: what one of them leaves out.
+    `tokens` is None for a modality that isn't there. Velocities have the dtype of the model, `bytes_per_value` wide.
+    Passes that run as one batch, at small shapes, move a little more: what one of them leaves out.
     """
-    owners = deal(passes, shape.guidance, config.num_layers)
-    x0 = bytes_per_value * sum(
-        count * stream.in_channels
-        for count, stream in ((tokens.video, config.video), (tokens.audio, config.audio))
-        if count is not None
-    )
+    tail, num_blocks = dealt.tail, config.num_layers
+    streams = ((tokens.video or 0, config.video), (tokens.audio or 0, config.audio))
+    velocity = bytes_per_value * sum(count * stream.out_channels for count, stream in streams)
 
     def of_rank(rank: int) -> Traffic:
-        mine = [each for each, owner in zip(passes, owners, strict=True) if owner == rank]
-        own = [
-            pass_traffic(shape, config, each.perturbation, tokens, bytes_per_value, fork.block)
-            for each, fork in zip(mine, forks_of(mine, config.num_layers), strict=True)
+        mine = [number for number, owner in enumerate(dealt.owners) if owner == rank]
+        parting = forks_of([passes[number] for number in mine], num_blocks)
+        moved = [
+            pass_traffic(shape, config, passes[number].perturbation, tokens, bytes_per_value, blocks)
+            for number, fork in zip(mine, parting, strict=True)
+            for blocks in [dealt.blocks(number, num_blocks)[fork.block :]]
         ]
-        return Traffic(
-            sum(each.ulysses for each in own),
-            sum(each.ring for each in own),
-            sum(each.gather for each in own),
-            x0 * (len(passes) - len(own)),
-        )
+        elsewhere = velocity * (len(passes) - len(mine))
+        if tail is not None and tail.number not in mine:
+            hidden = bytes_per_value * sum(count * stream.width for count, stream in streams)
+            elsewhere += hidden - velocity
+        return sum(moved, start=Traffic(guidance=elsewhere))
 
     return max(map(of_rank, range(shape.guidance)), key=lambda traffic: traffic.total)
+
+
+def tail_traffic(
+    shape: MeshShape,
+    config: TransformerConfig,
+    passes: Sequence[GuidedPass],
+    tokens: Pair[int],
+    bytes_per_value: int,
+    tail: Tail,
+) -> Traffic:
+    """The shared end of a step, whose ranks lie in `shape` there."""
+    blocks = range(tail.block, config.num_layers)
+    return pass_traffic(shape, config, passes[tail.number].perturbation, tokens, bytes_per_value, blocks)
 
 
 def pass_traffic(
@@ -76,25 +91,26 @@ def pass_traffic(
     perturbation: Perturbation,
     tokens: Pair[int],
     bytes_per_value: int,
-    first_block: int,
+    blocks: range,
 ) -> Traffic:
-    """One pass of the transformer from `first_block` on."""
+    """`blocks` of one pass, and what comes out of them put together: velocities, or hidden states to hand over."""
     shards = tokens.map(lambda count: Shards(count, shape.ring, shape.ulysses))
-    video, audio, blocks = shards.video, shards.audio, config.num_layers - first_block
+    video, audio = shards.video, shards.audio
     exchange = _Exchange(shape, bytes_per_value)
+    is_last = blocks.stop == config.num_layers
     moved: list[tuple[int, Traffic]] = []  # how often, and what
     gather = 0
     if video is not None:
-        skipped = sum(block >= first_block for block in perturbation.skip_video_self_attention)
-        moved.append((blocks - skipped, exchange.long(video, config.video.width)))
-        gather += exchange.whole(video, config.video.out_channels)
+        skipped = sum(block in blocks for block in perturbation.skip_video_self_attention)
+        moved.append((len(blocks) - skipped, exchange.long(video, config.video.width)))
+        gather += exchange.whole(video, config.video.out_channels if is_last else config.video.width)
     if audio is not None:
-        skipped = sum(block >= first_block for block in perturbation.skip_audio_self_attention)
-        moved.append((blocks - skipped, exchange.few_keys(audio, config.audio.width)))
-        gather += exchange.whole(audio, config.audio.out_channels)
+        skipped = sum(block in blocks for block in perturbation.skip_audio_self_attention)
+        moved.append((len(blocks) - skipped, exchange.few_keys(audio, config.audio.width)))
+        gather += exchange.whole(audio, config.audio.out_channels if is_last else config.audio.width)
     if video is not None and audio is not None and not perturbation.isolate_modalities:
-        moved.append((blocks, exchange.few_keys(audio, config.audio.width)))
-        moved.append((blocks, exchange.few_queries(audio, video, config.audio.width, config.audio.num_heads)))
+        moved.append((len(blocks), exchange.few_keys(audio, config.audio.width)))
+        moved.append((len(blocks), exchange.few_queries(audio, video, config.audio.width, config.audio.num_heads)))
     return Traffic(
         sum(times * each.ulysses for times, each in moved), sum(times * each.ring for times, each in moved), gather
     )

@@ -198,7 +198,7 @@ class Denoise(Stage):
             described["reuse"] = {"kind": self.config.reuse.kind}
         parallel = self.setting.parallel
         if parallel is not None and parallel.shape.num_ranks > 1:
-            traffic = parallel.traffic(max(work.steps, key=len), work.tokens, self.setting.dtype.itemsize)
+            traffic = parallel.traffic(work)
             described["mesh"] = str(parallel.stage_shape(self.num_passes))
             described["received bytes a step and rank"] = traffic.by_kind
         return described
@@ -240,7 +240,12 @@ class Denoise(Stage):
             guidance=self.guidance,
             reuse=reuse,
             parallel=parallel,
-            transformer=parallel.wrap(graphed(transformer, self.setting.graphed_tokens, parallel.counted)),
+            transformer=graphed(
+                transformer,
+                self.setting.graphed_tokens * parallel.layout.num_shards,
+                partial(parallel.wrap, dtype=self.setting.dtype),
+                parallel.counted,
+            ),
             contexts=state[self.config.context],
             levels=states.map(lambda each: NoiseLevels.of(each.denoise_mask)),
             context=context,

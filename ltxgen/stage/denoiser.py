@@ -60,28 +60,19 @@ class Denoiser:
         names = [each.name for each in passes]
         self.passes += names
         self.context.progress.note(", ".join(names))
-        like = states.map(lambda state: state.latents)
-        results = self.parallel.predict_passes(passes, partial(self._predict, states, sigma, passes), like)
+        results = self._predict(states, sigma, passes)
         if self.calls == 0:
             for number, x0 in enumerate(results):
                 self._record(f"call000.forward{number}", x0)
         is_new = passes[0].enabled if passes else Pair(False, False)
         return Prediction(guidance.combine(results, step, self.previous), is_new)
 
-    def _predict(
-        self, states: Pair[LatentState], sigma: float, of_step: Sequence[Pass], passes: Sequence[Pass]
-    ) -> list[Pair[Tensor]]:
-        """The clean latents that each of `passes` predicts, this rank's `of_step`.
-
-        Passes with the same modalities run together. Where ranks depend on each other's calls, all run each kind.
-        """
+    def _predict(self, states: Pair[LatentState], sigma: float, passes: Sequence[Pass]) -> list[Pair[Tensor]]:
+        """The clean latents that each of `passes` predicts. Those with the same modalities run together."""
         found: dict[Pass, Pair[Tensor]] = {}
-        for enabled in dict.fromkeys(each.enabled for each in of_step):
+        for enabled in dict.fromkeys(each.enabled for each in passes):
             alike = [each for each in passes if each.enabled == enabled]
-            if not alike and self.parallel.all_predict:
-                alike = [next(each for each in of_step if each.enabled == enabled)]
-            if alike:
-                found |= zip(alike, self._predict_alike(states, sigma, alike), strict=True)
+            found |= zip(alike, self._predict_alike(states, sigma, alike), strict=True)
         return [found[each] for each in passes]
 
     def _predict_alike(self, states: Pair[LatentState], sigma: float, passes: Sequence[Pass]) -> list[Pair[Tensor]]:

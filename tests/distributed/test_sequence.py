@@ -6,6 +6,7 @@ Each world of processes starts once, runs all meshes and cases, and leaves its f
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from ltxgen.models.transformer import (
 )
 from ltxgen.models.transformer.graphs import CudaRecorder, GraphedPasses
 from ltxgen.parallel.axes import Axis, Layout
-from ltxgen.parallel.cost import CostModel
+from ltxgen.parallel.cost import CostModel, Work
 from ltxgen.parallel.plan import ParallelPlan, StageParallel
+from ltxgen.parallel.sequence import with_tokens
 from ltxgen.parallel.shape import Choice, MeshShape
 from ltxgen.parallel.tally import Communication
 from ltxgen.parallel.traffic import Traffic
@@ -59,7 +61,9 @@ SETTINGS = {
 }
 LOCAL = AttentionByRole(*[Sdpa()] * 6)
 CONFIG = TransformerConfig.from_metadata({"transformer": SETTINGS})
-COST = CostModel(CONFIG, {}, Hardware("none", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+COST = CostModel(CONFIG, {}, Hardware("none", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), bytes_per_value=4)
+# Where arithmetic takes for ever and exchange nothing, the end of a pass is shared; here also of passes this small.
+SHARING = replace(COST, hardware=Hardware("slow", 1.0, 1e-9, 1e-9, 1e6, 1e6, 1e6), batched_tokens=0, launched=False)
 
 PLAIN = Perturbation()
 STG = Perturbation(frozenset({1}), frozenset({1}))
@@ -125,7 +129,6 @@ PASSES = {
     "all": ALL_PASSES,
     "no_stg": (*ALL_PASSES[:2], ALL_PASSES[3]),
     "one": ALL_PASSES[:1],
-    "none": (),
     "audio_sits_out": AUDIO_SITS_OUT,
 }
 GUIDED = {
@@ -185,7 +188,7 @@ class Findings:
     errors: dict[tuple[str, ...], float]
     results: dict[tuple[str, ...], bytes]
     traffic: dict[tuple[str, ...], tuple[Communication, Traffic]]
-    computed: dict[tuple[str, ...], list[int]]
+    computed: dict[tuple[str, ...], list[tuple[int, int, int]]]  # pass, first block, end
     changes: dict[str, list[float]]
 
 
@@ -240,6 +243,10 @@ class World:
             transformer = self.transformer(plan.roles(LOCAL))
             self.check_plan(name, plan, transformer)
             self.check_reuse(name, plan, transformer)
+            self.check_recorded(name, plan, transformer)
+            sharing = ParallelPlan(Choice(shape), SHARING)
+            self.check_plan(f"{name}_with_tail", sharing, transformer)
+            self.check_recorded(f"{name}_with_tail", sharing, transformer)
         if size == 4:
             self.check_three()
         return self.findings
@@ -248,7 +255,7 @@ class World:
         inputs = self.inputs(case)
         expected = Pair(*self.reference(inputs.video, inputs.audio, case.perturbation))
         one = TransformerPass(inputs.video, inputs.audio, case.perturbation)
-        found = Pair(*stage.wrap(transformer).forward_passes([one])[0])
+        found = Pair(*stage.wrap(transformer, torch.float32).forward_passes([one])[0])
         self.note(key, found, expected)
 
     def check_alone(self, key: tuple[str, ...], transformer: Transformer) -> None:
@@ -261,21 +268,34 @@ class World:
         for passes_name, passes in PASSES.items():
             for num_passes in (4, 1):  # the guided stage, and the refining one that all ranks share
                 key = (name, f"{passes_name}_in_stage_of_{num_passes}")
-                # One by one, as the formula for traffic has it, and as one batch.
-                transformer.batched_tokens = 0 if num_passes == 4 else BATCHED_TOKENS
+                # One by one, as the formula for traffic has it, and as one batch. A shared tail may be as small as one.
+                transformer.batched_tokens = 24 // dist.get_world_size() if num_passes == 4 else BATCHED_TOKENS
                 stage = plan.stage(num_passes, self.device)
                 self.check_passes(key, stage, transformer, passes)
                 if num_passes == len(passes) and passes_name != "audio_sits_out":
-                    predicted = plan.traffic(passes, Pair(23, 18), bytes_per_value=4)
+                    predicted = plan.traffic(Work([passes], Pair(23, 18)))
                     self.findings.traffic[key] = (stage.communication, predicted)
 
     def check_passes(
-        self, key: tuple[str, ...], stage: StageParallel, transformer: Any, passes: tuple[GuidancePass, ...]
+        self, key: tuple[str, ...], stage: StageParallel, transformer: Transformer, passes: tuple[GuidancePass, ...]
     ) -> None:
-        case, computed = Case(23, 18, per_token=True), []
-        tokens = self.inputs(case)
+        inputs = self.step(passes, Case(23, 18, per_token=True))
+        kinds = [(each.context_key, each.samples) for each in inputs]
+        wrapped = stage.wrap(transformer, torch.float32)
+        with running(transformer) as ran:
+            results = wrapped.forward_passes(inputs)
+        self.findings.computed[key] = [
+            (kinds.index((each.context_key, each.samples)), blocks.start, blocks.stop) for each, blocks in ran
+        ]
+        self.findings.errors[(*key, "count")] = float(len(results) - len(passes))
+        for number, each in enumerate(inputs):
+            expected = Pair(*self.reference(each.video, each.audio, each.perturbation))
+            self.note((*key, str(number)), Pair(*results[number]), expected)
+
+    def step(self, passes: Sequence[GuidancePass], case: Case, scale: float = 1.0) -> list[TransformerPass]:
+        """What the transformer is given for `passes`: the same tokens for all, and one of two texts each."""
+        tokens = self.inputs(case).map(lambda each: replace(each, latents=each.latents * scale))
         texts = [self.inputs(case, contexts_seed=seed) for seed in range(2)]
-        wrapped = stage.wrap(transformer)
 
         def inputs(each: GuidancePass) -> TransformerPass:
             def with_text(modality: ModalityInput, text: ModalityInput, enabled: bool) -> ModalityInput:
@@ -284,33 +304,25 @@ class World:
             both = tokens.map(with_text, texts[each.context], each.enabled)
             return TransformerPass(both.video, both.audio, each.perturbation)
 
-        def predict(own: Sequence[GuidancePass]) -> list[Pair[Tensor]]:
-            computed.extend(passes.index(each) for each in own)
-            return [Pair(*velocities) for velocities in wrapped.forward_passes([inputs(each) for each in own])]
-
-        results = stage.predict_passes(passes, predict, tokens.map(lambda modality: modality.latents))
-        self.findings.computed[key] = list(computed)
-        self.findings.errors[(*key, "count")] = float(len(results) - len(passes))
-        for number, each in enumerate(map(inputs, passes)):
-            expected = Pair(*self.reference(each.video, each.audio, each.perturbation))
-            self.note((*key, str(number)), results[number], expected)
+        return list(map(inputs, passes))
 
     def check_recorded(self, name: str, plan: ParallelPlan, transformer: Transformer) -> None:
         """Steps of which the second is recorded: as a CUDA graph, or on a CPU as what is done again."""
-        stage = plan.stage(1, self.device)
+        transformer.batched_tokens = 0  # as the formula for traffic has it
+        stage = plan.stage(4, self.device)
         recorder = CudaRecorder() if self.device == "cuda" else lambda run: run
-        wrapped = stage.wrap(GraphedPasses(transformer, 100, stage.counted(recorder)))
-        first = self.inputs(Case(23, 18))
+        wrapped = GraphedPasses(stage.wrap(transformer, torch.float32), 100, stage.counted(recorder))
+        first = self.step(ALL_PASSES, Case(23, 18))
         for step, sigma in enumerate((0.7, 0.5, 0.2)):
-            inputs = first.map(
-                lambda each, sigma=sigma: replace(each, latents=each.latents * sigma, sigma=each.sigma * sigma)
-            )
-            (found,) = wrapped.forward_passes([TransformerPass(inputs.video, inputs.audio)])
-            expected = Pair(*self.reference(inputs.video, inputs.audio))
-            self.note((name, "recorded", str(step)), Pair(*found), expected)
-        once = plan.traffic(PASSES["one"], Pair(23, 18), bytes_per_value=4)
+            inputs = at_level(first, sigma)
+            found = wrapped.forward_passes(inputs)
+            for number, each in enumerate(inputs):
+                expected = Pair(*self.reference(each.video, each.audio, each.perturbation))
+                self.note((name, "recorded", str(step), str(number)), Pair(*found[number]), expected)
+        once = plan.traffic(Work([ALL_PASSES], Pair(23, 18)))
         thrice = Traffic(**{kind: 3 * size for kind, size in vars(once).items()})
         self.findings.traffic[name, "recorded"] = (stage.communication, thrice)
+        transformer.batched_tokens = BATCHED_TOKENS
 
     def check_reuse(self, name: str, plan: ParallelPlan, transformer: Transformer) -> None:
         """Steps that go without the other blocks or don't, as one rank decides it; three passes deal unevenly."""
@@ -326,22 +338,14 @@ class World:
     def reusing(self, stage: StageParallel, transformer: Transformer) -> tuple[list[float], list[list[Pair[Tensor]]]]:
         """The changes between three steps, the second of which is close to the first, and their results."""
         reuse: FirstBlock = FirstBlockConfig(0.0, 1.0, threshold=0.5).build([0] * 3)
-        wrapped = stage.wrap(reuse.wrap(transformer, stage))
-        case, passes, found = Case(23, 18), PASSES["no_stg"], []
-        first = self.inputs(case)
-        texts = [self.inputs(case, contexts_seed=seed) for seed in range(2)]
+        wrapped = stage.wrap(reuse.wrap(transformer, stage), torch.float32)
+        found: list[list[Pair[Tensor]]] = []
+        first = self.step(PASSES["no_stg"], Case(23, 18))
         for step, noise in enumerate((0.0, 0.01, 3.0)):
-            tokens = first.map(
-                lambda each, noise=noise: replace(each, latents=each.latents.roll(1, 1) * noise + each.latents)
-            )
+            inputs = at_level(first, 1.0, noise)
 
-            def predict(own: Sequence[GuidancePass], tokens: Pair[ModalityInput] = tokens) -> list[Pair[Tensor]]:
-                both = [tokens.map(_with_text, texts[each.context]) for each in own]
-                inputs = [TransformerPass(x.video, x.audio, one.perturbation) for x, one in zip(both, own, strict=True)]
-                return [Pair(*velocities) for velocities in wrapped.forward_passes(inputs)]
-
-            def evaluate(predict: Any = predict, tokens: Pair[ModalityInput] = tokens) -> Prediction:
-                found.append(stage.predict_passes(passes, predict, tokens.map(lambda each: each.latents)))
+            def evaluate(inputs: list[TransformerPass] = inputs) -> Prediction:
+                found.append([Pair(*velocities) for velocities in wrapped.forward_passes(inputs)])
                 return Prediction(Pair(None, None), BOTH)
 
             reuse.predict(step, 0.5, evaluate)
@@ -356,10 +360,10 @@ class World:
         axis = Axis(3, dist.get_rank(), group)
         plan = ParallelPlan(Choice(MeshShape(ring=3)), COST)
         transformer = self.transformer(plan.roles(LOCAL))
-        ring = StageParallel(Layout(ring=axis), plan.sequence, CONFIG.num_layers)
+        ring = StageParallel(Layout(ring=axis), plan.sequence, COST, MeshShape(ring=3))
         for case_name, case in CASES.items():
             self.check_case(("ring_of_3", case_name), ring, transformer, case)
-        guidance = StageParallel(Layout(guidance=axis), plan.sequence, CONFIG.num_layers)
+        guidance = StageParallel(Layout(guidance=axis), plan.sequence, COST, MeshShape(guidance=3))
         for passes_name, passes in PASSES.items():
             self.check_passes(("guidance_of_3", passes_name), guidance, transformer, passes)
 
@@ -368,8 +372,32 @@ class World:
         self.findings.results[key] = bits(found)
 
 
-def _with_text(modality: ModalityInput, text: ModalityInput) -> ModalityInput:
-    return replace(modality, context=text.context)
+def at_level(passes: Sequence[TransformerPass], sigma: float, noise: float = 0.0) -> list[TransformerPass]:
+    """The same passes over other latents at another level, with contexts, positions and masks that stay."""
+
+    def changed(modality: ModalityInput) -> ModalityInput:
+        latents = (modality.latents.roll(1, 1) * noise + modality.latents) * sigma
+        return replace(modality, latents=latents, sigma=modality.sigma * sigma)
+
+    tokens = Pair(passes[0].video, passes[0].audio).map(changed)
+    return [with_tokens(tokens, each) for each in passes]
+
+
+@contextmanager
+def running(transformer: Transformer) -> Iterator[list[tuple[TransformerPass, range]]]:
+    """Every pass that the transformer runs in the block, and which blocks of it."""
+    ran: list[tuple[TransformerPass, range]] = []
+    run_passes = transformer.run_passes
+
+    def recorded(hidden: Any, inputs: Any, passes: Any, blocks: Any = None, shortcut: Any = None) -> Any:
+        ran.extend(zip(passes, blocks or [range(CONFIG.num_layers)] * len(passes), strict=True))
+        return run_passes(hidden, inputs, passes, blocks, shortcut)
+
+    transformer.run_passes = recorded  # type: ignore[method-assign]
+    try:
+        yield ran
+    finally:
+        del transformer.run_passes
 
 
 def findings_of_rank(device: str) -> Findings:
@@ -406,16 +434,28 @@ def test_ranks_reuse_what_one_rank_does(worlds: Any, size: int, mesh: str):
         assert len({rank.results[key] for rank in ranks}) == 1, "ranks differ"
 
 
-@pytest.mark.parametrize(("size", "mesh"), [(size, name) for size in WORLDS for name in MESHES[size]])
+def recorded() -> Iterator[tuple[int, str]]:
+    for size in WORLDS:
+        yield from ((size, name) for name in (*MESHES[size], *guided_meshes(size)))
+
+
+def guided_meshes(size: int) -> Iterator[str]:
+    for name in GUIDED[size]:
+        yield from (name, f"{name}_with_tail")
+
+
+@pytest.mark.parametrize(("size", "mesh"), list(recorded()))
 def test_recorded_steps_give_the_velocities_of_one_rank(worlds: Any, size: int, mesh: str):
-    for step in map(str, range(3)):
-        assert max(rank.errors[mesh, "recorded", step] for rank in worlds[size]) <= TOLERANCE
-        assert len({rank.results[mesh, "recorded", step] for rank in worlds[size]}) == 1, "ranks differ"
+    keys = [key for key in worlds[size][0].errors if key[:2] == (mesh, "recorded")]
+    assert len(keys) == 3 * len(ALL_PASSES)
+    for key in keys:
+        assert max(rank.errors[key] for rank in worlds[size]) <= TOLERANCE
+        assert len({rank.results[key] for rank in worlds[size]}) == 1, "ranks differ"
 
 
 def guided() -> Iterator[tuple[int, str, str]]:
     for size in WORLDS:
-        for name in GUIDED[size]:
+        for name in guided_meshes(size):
             yield from ((size, name, f"{passes}_in_stage_of_{count}") for passes in PASSES for count in (4, 1))
     yield from ((4, "guidance_of_3", passes) for passes in PASSES)
 
@@ -438,13 +478,29 @@ def test_all_ranks_have_all_passes_in_order(worlds: Any, size: int, mesh: str, c
         (2, "guidance", "one_in_stage_of_1", [[0], [0]]),
         (4, "guidance", "all_in_stage_of_4", [[0], [1], [2], [3]]),
         (4, "guidance", "no_stg_in_stage_of_4", [[0], [1], [2], []]),
-        (4, "guidance", "none_in_stage_of_4", [[], [], [], []]),
         (4, "guidance_of_3", "all", [[0, 2], [1], [3]]),
         (4, "guidance_ulysses", "all_in_stage_of_4", [[0, 2], [0, 2], [1, 3], [1, 3]]),
     ],
 )
 def test_each_rank_computes_its_passes_only(worlds: Any, size: int, mesh: str, case: str, dealt: list[list[int]]):
-    assert [rank.computed[mesh, case] for rank in worlds[size][: len(dealt)]] == dealt
+    every = [[(number, 0, CONFIG.num_layers) for number in numbers] for numbers in dealt]
+    assert [rank.computed[mesh, case] for rank in worlds[size][: len(dealt)]] == every
+
+
+@pytest.mark.parametrize(
+    ("size", "mesh", "case", "before", "tail"),
+    [
+        (2, "guidance_with_tail", "all_in_stage_of_4", [[(0, 3), (2, 3)], [(1, 3), (3, 2)]], (3, 2)),
+        (2, "guidance_with_tail", "one_in_stage_of_4", [[(0, 0)], []], (0, 0)),
+    ],
+)
+def test_what_one_rank_has_too_much_all_share(
+    worlds: Any, size: int, mesh: str, case: str, before: list[list[tuple[int, int]]], tail: tuple[int, int]
+):
+    number, block = tail
+    for rank, own in zip(worlds[size], before, strict=True):
+        ended = [(each, 0, end) for each, end in own]
+        assert rank.computed[mesh, case] == [*ended, (number, block, CONFIG.num_layers)]
 
 
 @pytest.mark.parametrize("size", WORLDS)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ltxgen.config.hardware import Hardware
 from ltxgen.config.schema import parse
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import (
@@ -22,9 +23,9 @@ from ltxgen.models.transformer import (
     TransformerPass,
     Velocities,
 )
-from ltxgen.parallel.axes import Layout
-from ltxgen.parallel.plan import StageParallel
-from ltxgen.parallel.sequence import SequenceParallel
+from ltxgen.parallel.cost import CostModel
+from ltxgen.parallel.plan import ParallelPlan
+from ltxgen.parallel.shape import Choice, MeshShape
 from ltxgen.registry import config_of
 from ltxgen.reuse.first_block import FirstBlock, FirstBlockConfig
 from ltxgen.reuse.protocol import Prediction
@@ -52,7 +53,8 @@ STG = Perturbation(frozenset({2}), frozenset({2}))
 ISOLATED = Perturbation(isolate_modalities=True)
 GUIDED = [(0, PLAIN), (1, PLAIN), (0, STG), (0, ISOLATED)]  # which of two texts, perturbation
 ALONE, TOGETHER = 0, 1000  # batched_tokens
-RANKS = StageParallel(Layout(), SequenceParallel(), CONFIG.num_layers)
+COST = CostModel(CONFIG, {}, Hardware("none", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+RANKS = ParallelPlan(Choice(MeshShape()), COST).stage(4, "cpu")
 
 
 @pytest.fixture(params=[ALONE, TOGETHER], ids=["one by one", "as a batch"])

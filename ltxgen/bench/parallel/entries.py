@@ -20,7 +20,7 @@ def step_entry(row: Row, trials: Sequence[Trial], difference: Mapping[str, float
     assert parallel is not None, "a plan that can run knows its ranks"
     assert work is not None, "a denoising stage has steps"
     assert predicted is not None, "a denoising stage has steps"
-    planned = parallel.traffic(max(work.steps, key=len), work.tokens, row.plan.dtype.itemsize)
+    planned = parallel.traffic(work)
     details = {
         "num_steps": row.num_steps,
         "meshes": row.meshes,

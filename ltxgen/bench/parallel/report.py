@@ -32,7 +32,6 @@ TILES = (
     "frames",
 )
 UNEQUAL = 0.05  # of GPUs' speeds, from which on it is told
-ATTENTION = ("ulysses", "ring")  # kinds of exchange
 LINKS = ("exchange", "of", "MB received", "ms", "GB/s")
 
 
@@ -245,10 +244,9 @@ def _moved(entry: Entry) -> tuple[str, str]:
 
 
 def _exchanged(entry: Entry) -> str:
-    """The least and the most milliseconds of a rank's step in exchanges, where those of attention were timed."""
+    """The least and the most milliseconds of a rank's step in exchanges, where they were timed."""
     details = entry.details
-    shares_tokens = any(kind in each["received_bytes"] for each in details["ranks"] for kind in ATTENTION)
-    if details["kind"] in ("one", "order") or (details["graphs"] and shares_tokens):
+    if details["kind"] in ("one", "order") or details["graphs"]:
         return NOTHING
     exchanges = sorted(sum(each["exchange_ms"].values()) for each in details["ranks"])
     return f"{exchanges[0]:.1f}-{exchanges[-1]:.1f}"

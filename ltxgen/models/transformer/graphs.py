@@ -93,19 +93,22 @@ class GraphedPasses:
 
 
 def graphed(
-    model: PassesModel, max_tokens: int, counted: Callable[[Record], Record] = lambda record: record
+    transformer: PassesModel,
+    max_tokens: int,
+    wrap: Callable[[PassesModel], PassesModel] = lambda transformer: transformer,
+    counted: Callable[[Record], Record] = lambda record: record,
 ) -> PassesModel:
-    """`model` with steps recorded whose passes have up to `max_tokens` video tokens; itself where they can't be.
+    """What `wrap` makes of `transformer`, with steps recorded whose passes have up to `max_tokens` video tokens.
 
-    They can where every step launches the same kernels on the same memory: a transformer with all its weights on a
-    GPU, without hooks, which may fetch weights. What its attention exchanges with other ranks is recorded with it, if
-    all of them record the same step; `counted` is to count it.
+    Where they can be, which is where every step launches the same kernels on the same memory: a transformer with all
+    its weights on a GPU, without hooks, which may fetch weights. What `wrap` has it exchange with other ranks is
+    recorded with it, if all of them record the same step; `counted` is to count it.
     """
-    if max_tokens == 0 or not isinstance(model, Transformer):
-        return model
-    hooked = any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-    there = all(weight.is_cuda for weight in model.parameters())
-    return GraphedPasses(model, max_tokens, counted(CudaRecorder())) if there and not hooked else model
+    wrapped = wrap(transformer)
+    if max_tokens == 0 or not isinstance(transformer, Transformer) or transformer.is_hooked:
+        return wrapped
+    there = all(weight.is_cuda for weight in transformer.parameters())
+    return GraphedPasses(wrapped, max_tokens, counted(CudaRecorder())) if there else wrapped
 
 
 def _num_tokens(passes: Sequence[TransformerPass]) -> int:

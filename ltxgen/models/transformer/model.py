@@ -145,10 +145,7 @@ class Transformer(nn.Module):
         assert all(each.has_tokens_of(passes[0]) for each in passes), "passes of one step start from the same tokens"
         self._check_perturbations(passes)
         hidden, inputs = self.embed(passes[0].video, passes[0].audio)
-        distinct = {each.context_key: each for each in passes}
-        texts = {key: self.embed_texts(each.video, each.audio) for key, each in distinct.items()}
-        their_texts, samples = [texts[each.context_key] for each in passes], [each.samples for each in passes]
-        after = self.run_blocks(hidden, inputs, their_texts, samples, shortcut)
+        after = self.run_passes(hidden, inputs, passes, shortcut=shortcut)
         velocities = {id(each): self.head(each, inputs) for each in after}
         return [velocities[id(each)] for each in after]
 
@@ -171,30 +168,47 @@ class Transformer(nn.Module):
             None if audio is None or not audio.enabled else self._text_inputs(self._audio, audio),
         )
 
+    def run_passes(
+        self,
+        hidden: Hidden,
+        inputs: BlockInputs,
+        passes: Sequence[TransformerPass],
+        blocks: Sequence[range] | None = None,
+        shortcut: Shortcut | None = None,
+    ) -> list[Hidden]:
+        """`run_blocks` with the texts that `passes` read and their perturbations; each context is embedded once."""
+        distinct = {each.context_key: each for each in passes}
+        texts = {key: self.embed_texts(each.video, each.audio) for key, each in distinct.items()}
+        their_texts, samples = [texts[each.context_key] for each in passes], [each.samples for each in passes]
+        return self.run_blocks(hidden, inputs, their_texts, samples, blocks, shortcut)
+
     def run_blocks(
         self,
         embedded: Hidden,
         inputs: BlockInputs,
         texts: Sequence[Texts],
         perturbations: Sequence[Sequence[Perturbation]],
+        blocks: Sequence[range] | None = None,
         shortcut: Shortcut | None = None,
     ) -> list[Hidden]:
-        """Each pass's hidden states after all blocks, given its texts and its perturbation, single or one a sample.
+        """Each pass's hidden states after its `blocks`, which are all unless given; `embedded` is what it starts from.
+        It has its texts and its perturbation, single or one a sample.
 
         Block by block, and in a block pass by pass or all passes at once. A pass runs from where it parts from another.
         """
         num_blocks = self.config.num_layers
+        blocks = blocks or [range(num_blocks)] * len(texts)
         parting = forks([(id(text), each) for text, each in zip(texts, perturbations, strict=True)], num_blocks)
         batched = can_join(embedded, texts, self.batched_tokens)
         hidden = [embedded] * len(texts)
-        bounds = {0, num_blocks, *(fork.block for fork in parting)}
+        bounds = {bound for each in blocks for bound in (each.start, each.stop)} | {fork.block for fork in parting}
         if shortcut is not None:
             assert shortcut.num_blocks < num_blocks, f"{shortcut.num_blocks} of {num_blocks} blocks are no shortcut"
             bounds.add(shortcut.num_blocks)
         for start, stop in pairwise(sorted(bounds)):
             hidden = started(hidden, parting, start)
-            running = [number for number, fork in enumerate(parting) if fork.block <= start]
-            groups = [running] if batched else [[number] for number in running]
+            running = [number for number, fork in enumerate(parting) if fork.block <= start and start in blocks[number]]
+            groups = [running] if batched and running else [[number] for number in running]
             states = self._run_groups(groups, range(start, stop), hidden, inputs, texts, perturbations)
             for group, state in zip(groups, states, strict=True):
                 for number, own in zip(group, split(state, len(group)), strict=True):
@@ -238,6 +252,11 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of activations."""
         return self.audio_patchify_proj.weight.dtype  # sound is always there: see sound.py
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether something happens around the modules' calls: weights may come for them and go again."""
+        return any(module._forward_pre_hooks or module._forward_hooks for module in self.modules())
 
     @property
     def _device(self) -> torch.device:
