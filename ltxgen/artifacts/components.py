@@ -86,13 +86,13 @@ def section_of(config: Config, name: str) -> Config:
 
 
 def _transformer(config: Config, options: BuildOptions) -> nn.Module:
-    from ltxgen.models.transformer import BATCHED_TOKENS, Transformer, TransformerConfig
+    from ltxgen.models.transformer import Transformer, TransformerConfig
 
     return Transformer(
         TransformerConfig.from_metadata(config),
         cross_timestep=options.cross_timestep,  # type: ignore[arg-type]
         attention=options.attention,
-        batched_tokens=BATCHED_TOKENS if options.batched_tokens is None else options.batched_tokens,
+        batched_tokens=options.batched_tokens,
     )
 
 

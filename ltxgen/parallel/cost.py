@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ltxgen.config.hardware import Hardware
 from ltxgen.diffusion.pair import Pair
-from ltxgen.models.transformer import BATCHED_TOKENS, TransformerConfig
+from ltxgen.models.transformer import TransformerConfig, batch_limit
 from ltxgen.models.transformer.activations import activation_bytes, hidden_bytes
 from ltxgen.models.transformer.flops import LinearWork, block_parameters, linear_work, pass_flops
 from ltxgen.models.transformer.graphs import SHARED_GRAPHED_TOKENS
@@ -78,9 +78,10 @@ class StepCost:
 class CostModel:
     """Predictions for a transformer whose values take `bytes_per_value`, on machines with `ranks_per_machine` each.
 
-    `batched_tokens`: up to so many video tokens the passes of a step run as one batch. `graphed_tokens`: passes of up
-    to so many of a rank's own are recorded as CUDA graphs where several ranks share a step. `float8`: of the layers
-    that run in fp8, whose weights take a byte. `launched`: whether what the host takes to launch counts.
+    `batched_tokens`: up to so many video tokens the passes of a step run as one batch (None: as was measured).
+    `graphed_tokens`: passes of up to so many of a rank's own are recorded as CUDA graphs where several ranks share a
+    step. `float8`: of the layers that run in fp8, whose weights take a byte. `launched`: whether what the host takes to
+    launch counts.
     """
 
     config: TransformerConfig
@@ -88,7 +89,7 @@ class CostModel:
     hardware: Hardware
     ranks_per_machine: int = 1
     bytes_per_value: int = 2
-    batched_tokens: int = BATCHED_TOKENS
+    batched_tokens: int | None = None
     float8: LinearWork = NO_LAYERS
     graphed_tokens: int = SHARED_GRAPHED_TOKENS
     launched: bool = True
@@ -121,7 +122,7 @@ class CostModel:
     ) -> Deal:
         """Who runs which pass; with a tail where that should be faster and the ranks can `share_tail`."""
         whole = deal(passes, shape.guidance, self.config.num_layers)
-        if not share_tail or self.tail_shape(shape) is None or self._as_batch(tokens, shape):
+        if not share_tail or self.tail_shape(shape) is None or self._as_batch(len(passes), tokens, shape):
             return whole
         shared = deal(passes, shape.guidance, self.config.num_layers, share_tail=True)
         return min(whole, shared, key=lambda each: self._step(passes, each, tokens, shape).seconds)
@@ -152,7 +153,7 @@ class CostModel:
             received = self._weight_bytes * (shape.num_ranks - 1) / shape.num_ranks
             exchange += max(0.0, received / self._link(shape.num_ranks) - arithmetic)
         recorded = not sharded and shape.own_tokens(tokens.video or 0) <= self.graphed_tokens
-        launches = ((shape, 1 if self._as_batch(tokens, shape) else of_stage), (together, of_tail))
+        launches = ((shape, 1 if self._as_batch(len(passes), tokens, shape) else of_stage), (together, of_tail))
         start = RECORDED_COLLECTIVE_SECONDS if recorded else COLLECTIVE_SECONDS
         exchange += sum(
             count * self.config.num_layers * COLLECTIVES_PER_BLOCK * start
@@ -197,8 +198,8 @@ class CostModel:
     def activation_bytes(self, work: Work, shape: MeshShape) -> int:
         """What a stage's steps take on each rank beside the weights."""
         used = self.stage_shape(work, shape)
-        num_passes = math.ceil(max(map(len, work.steps), default=0) / used.guidance)
-        as_batch = self._as_batch(work.tokens, used)
+        in_step = max(map(len, work.steps), default=0)
+        num_passes, as_batch = math.ceil(in_step / used.guidance), self._as_batch(in_step, work.tokens, used)
         hidden = self._token_bytes(work.tokens) // used.num_shards
         kept = work.kept_hidden * math.ceil(work.distinct_passes / used.guidance) * hidden if work.kept_hidden else 0
         return activation_bytes(hidden, num_passes, as_batch=as_batch) + kept
@@ -206,8 +207,10 @@ class CostModel:
     def fits(self, shape: MeshShape, sharded: bool = False) -> bool:
         return self.memory_bytes(shape, sharded) <= USABLE * self.hardware.memory_gib * 2**30
 
-    def _as_batch(self, tokens: Pair[int], shape: MeshShape) -> bool:
-        return (tokens.video or 0) <= self.batched_tokens * shape.num_shards
+    def _as_batch(self, num_passes: int, tokens: Pair[int], shape: MeshShape) -> bool:
+        """Whether a rank runs its part of so many passes as one batch."""
+        own = math.ceil(num_passes / shape.guidance)
+        return shape.own_tokens(tokens.video or 0) <= batch_limit(own, self.batched_tokens)
 
     def _launch_seconds(self, shape: MeshShape) -> float:
         """Of one pass or one batch. One GPU alone works longer than its host at what it doesn't record."""

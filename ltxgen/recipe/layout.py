@@ -49,17 +49,16 @@ def cost_model(
     if device.type == "cuda":
         here = torch.cuda.get_device_properties(device).total_memory / 2**30
         hardware = dataclasses.replace(hardware, memory_gib=min(hardware.memory_gib, here))
-    cost = CostModel(
+    return CostModel(
         model,
         work,
         hardware,
         recipe.parallel.processes_per_machine,
         dtype.itemsize,
+        batched_tokens=BATCHED_TOKENS[recipe.runtime.batch_passes],
         float8=linear_work(float8),
         graphed_tokens=graphed_tokens(recipe.runtime.graphs, shared=True),
     )
-    limit = BATCHED_TOKENS[recipe.runtime.batch_passes]
-    return cost if limit is None else dataclasses.replace(cost, batched_tokens=limit)
 
 
 def parallel_plan(

@@ -209,7 +209,7 @@ class Grid:
 
 
 class Stage:
-    video_grid = Grid()
+    video_grid, num_passes = Grid(), 4
 
 
 def test_other_orders_end_with_their_block(transformer):

@@ -21,7 +21,6 @@ from ltxgen.attention.sdpa import Sdpa
 from ltxgen.config.hardware import Hardware
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import (
-    BATCHED_TOKENS,
     AttentionByRole,
     ModalityInput,
     Perturbation,
@@ -269,7 +268,7 @@ class World:
             for num_passes in (4, 1):  # the guided stage, and the refining one that all ranks share
                 key = (name, f"{passes_name}_in_stage_of_{num_passes}")
                 # One by one, as the formula for traffic has it, and as one batch. A shared tail may be as small as one.
-                transformer.batched_tokens = 24 // dist.get_world_size() if num_passes == 4 else BATCHED_TOKENS
+                transformer.batched_tokens = 24 // dist.get_world_size() if num_passes == 4 else None
                 stage = plan.stage(num_passes, self.device)
                 self.check_passes(key, stage, transformer, passes)
                 if num_passes == len(passes) and passes_name != "audio_sits_out":
@@ -322,7 +321,7 @@ class World:
         once = plan.traffic(Work([ALL_PASSES], Pair(23, 18)))
         thrice = Traffic(**{kind: 3 * size for kind, size in vars(once).items()})
         self.findings.traffic[name, "recorded"] = (stage.communication, thrice)
-        transformer.batched_tokens = BATCHED_TOKENS
+        transformer.batched_tokens = None
 
     def check_reuse(self, name: str, plan: ParallelPlan, transformer: Transformer) -> None:
         """Steps that go without the other blocks or don't, as one rank decides it; three passes deal unevenly."""

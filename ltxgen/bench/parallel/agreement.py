@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ltxgen.attention.protocol import DeviceFacts, RoleSpec, backend
 from ltxgen.diffusion.pair import Pair
-from ltxgen.models.transformer import AttentionFunction, Transformer
+from ltxgen.models.transformer import AttentionFunction, Transformer, batch_limit
 from ltxgen.models.transformer.attention import Attention
 from ltxgen.recipe.plan import Plan
 from ltxgen.stage.denoise import Denoise
@@ -26,7 +26,7 @@ def other_batching(transformer: Transformer, stage: Denoise) -> Iterator[str]:
     """Inside the block the passes of a step run as one batch instead of one by one, or the other way round; yields the
     override that does so."""
     limit = transformer.batched_tokens
-    batched = stage.video_grid.num_tokens <= limit
+    batched = stage.video_grid.num_tokens <= batch_limit(stage.num_passes, limit)
     transformer.batched_tokens = 0 if batched else sys.maxsize
     try:
         yield f"runtime.batch_passes={'never' if batched else 'always'}"

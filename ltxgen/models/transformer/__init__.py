@@ -5,12 +5,11 @@ from ltxgen.models.transformer.block import TransformerBlock
 from ltxgen.models.transformer.config import StreamConfig, TransformerConfig
 from ltxgen.models.transformer.inputs import BlockInputs, Hidden, ModalityInput, StreamInputs
 from ltxgen.models.transformer.model import PassesModel, Transformer, Velocities
-from ltxgen.models.transformer.passes import BATCHED_TOKENS, Fork, Shortcut, TransformerPass, forks
+from ltxgen.models.transformer.passes import Fork, Shortcut, TransformerPass, batch_limit, forks
 from ltxgen.models.transformer.perturbation import BlockPerturbation, Perturbation
 from ltxgen.models.transformer.sound import is_for_sound, without_video
 
 __all__ = [
-    "BATCHED_TOKENS",
     "Attention",
     "AttentionByRole",
     "AttentionFunction",
@@ -29,6 +28,7 @@ __all__ = [
     "TransformerConfig",
     "TransformerPass",
     "Velocities",
+    "batch_limit",
     "forks",
     "is_for_sound",
     "sdpa",

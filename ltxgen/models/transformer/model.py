@@ -28,7 +28,6 @@ from ltxgen.models.transformer.inputs import (
 )
 from ltxgen.models.transformer.memo import TensorMemo
 from ltxgen.models.transformer.passes import (
-    BATCHED_TOKENS,
     Shortcut,
     TransformerPass,
     can_join,
@@ -82,7 +81,8 @@ class Transformer(nn.Module):
 
     `cross_timestep` chooses what modulates audio-video attention: each token's own timestep ("own", ltx-core 1.2) or
     the other modality's sigma ("other", ltx-core 1.0). They agree where nothing is masked and both sigmas are equal.
-    `batched_tokens`: the passes of a step run as one batch if they have no more video tokens than this.
+    `batched_tokens`: the passes of a step run as one batch if they have no more video tokens than this; None is the
+    rule that was measured (`passes.batch_limit`).
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         *,
         cross_timestep: CrossTimestep = "own",
         attention: AttentionByRole | None = None,
-        batched_tokens: int = BATCHED_TOKENS,
+        batched_tokens: int | None = None,
     ):
         super().__init__()
         if cross_timestep not in ("own", "other"):

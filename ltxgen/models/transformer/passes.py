@@ -15,10 +15,11 @@ from ltxgen.models.transformer.inputs import Hidden, ModalityInput, Texts
 from ltxgen.models.transformer.perturbation import Perturbation
 
 BATCHED_TOKENS = 4096
-"""Up to so many video tokens, of a rank's own, the passes of a step run as one batch.
+BATCHED_PASSES = 3
+"""At least so many passes of up to so many video tokens, of a rank's own, run as one batch.
 
-On an H100, four passes took 279 ms in a batch and 654 one by one at 1536 tokens, which leave the GPU waiting for the
-host, 1142 against 1096 at 6144, which do not; at 3072, one of two ranks, launching them one by one took 1381."""
+On an H100, four passes of 1536 tokens took 277 ms in a batch and 290 one by one, recorded as CUDA graphs; 279 and 654
+launched by the host. Of 6144 tokens 1142 and 1096. Two of 1536, one with isolated modalities, took 177 and 163."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,15 +117,21 @@ def split(hidden: Hidden, num_passes: int) -> list[Hidden]:
     return [Hidden(*each) for each in zip(pieces(hidden.video), pieces(hidden.audio), strict=True)]
 
 
-def can_join(hidden: Hidden, texts: Sequence[Texts], max_video_tokens: int) -> bool:
+def batch_limit(num_passes: int, limit: int | None = None) -> int:
+    """The most video tokens with which so many passes run as one batch: `limit`, or by the measured rule."""
+    return limit if limit is not None else BATCHED_TOKENS if num_passes >= BATCHED_PASSES else 0
+
+
+def can_join(hidden: Hidden, texts: Sequence[Texts], limit: int | None) -> bool:
     """Whether passes with these `texts` run as one batch: one sample each, with texts of one shape.
 
     Isolated modalities join as well. Of their pass an eighth is wasted then, audio-video attention computed and
-    dropped, while a pass of the sizes that are batched gains a quarter by not running alone.
+    dropped, which is less than what a pass gains by not running alone.
     """
     num_tokens = 0 if hidden.video is None else hidden.video.shape[1]
     num_samples = {x.shape[0] for x in hidden if x is not None}
-    return num_tokens <= max_video_tokens and num_samples == {1} and len({_shape(text) for text in texts}) == 1
+    fits = num_tokens <= batch_limit(len(texts), limit)
+    return fits and num_samples == {1} and len({_shape(text) for text in texts}) == 1
 
 
 def _shape(texts: Texts) -> tuple[object, ...]:
