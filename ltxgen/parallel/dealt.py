@@ -73,8 +73,8 @@ class SharedTail:
             return modality.latents.new_empty((*modality.latents.shape[:2], width), dtype=model.dtype)
 
         if hidden is None:
-            widths = Pair(model.config.video.width, model.config.audio.width)
-            handed_over = Hidden(*vars(whole.map(place, widths)).values())
+            places = whole.map(place, Pair(model.config.video.width, model.config.audio.width))
+            handed_over = Hidden(places.video, places.audio)
         else:
             handed_over = Hidden(*self.of_stage.gathered(hidden, whole))
         for x in handed_over:

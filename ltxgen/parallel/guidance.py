@@ -54,8 +54,9 @@ class Deal:
 
     def blocks(self, number: int, num_blocks: int) -> range:
         """Those of a pass that its owner runs."""
-        is_shared = self.tail is not None and number == self.tail.number
-        return range(self.tail.block if is_shared and self.tail is not None else num_blocks)
+        if self.tail is not None and number == self.tail.number:
+            return range(self.tail.block)
+        return range(num_blocks)
 
 
 class Load(NamedTuple):

@@ -243,9 +243,11 @@ class World:
             self.check_plan(name, plan, transformer)
             self.check_reuse(name, plan, transformer)
             self.check_recorded(name, plan, transformer)
-            sharing = ParallelPlan(Choice(shape), SHARING)
-            self.check_plan(f"{name}_with_tail", sharing, transformer)
-            self.check_recorded(f"{name}_with_tail", sharing, transformer)
+            sharing, with_tail = ParallelPlan(Choice(shape), SHARING), f"{name}_with_tail"
+            self.check_plan(with_tail, sharing, transformer)
+            self.check_recorded(with_tail, sharing, transformer)
+            stage, masked = sharing.stage(4, self.device), Case(23, 18, masked=True)
+            self.check_passes((with_tail, "masked"), stage, transformer, ALL_PASSES, masked)
         if size == 4:
             self.check_three()
         return self.findings
@@ -276,9 +278,14 @@ class World:
                     self.findings.traffic[key] = (stage.communication, predicted)
 
     def check_passes(
-        self, key: tuple[str, ...], stage: StageParallel, transformer: Transformer, passes: tuple[GuidancePass, ...]
+        self,
+        key: tuple[str, ...],
+        stage: StageParallel,
+        transformer: Transformer,
+        passes: tuple[GuidancePass, ...],
+        case: Case = Case(23, 18, per_token=True),
     ) -> None:
-        inputs = self.step(passes, Case(23, 18, per_token=True))
+        inputs = self.step(passes, case)
         kinds = [(each.context_key, each.samples) for each in inputs]
         wrapped = stage.wrap(transformer, torch.float32)
         with running(transformer) as ran:
@@ -456,13 +463,14 @@ def guided() -> Iterator[tuple[int, str, str]]:
     for size in WORLDS:
         for name in guided_meshes(size):
             yield from ((size, name, f"{passes}_in_stage_of_{count}") for passes in PASSES for count in (4, 1))
+        yield from ((size, f"{name}_with_tail", "masked") for name in GUIDED[size])
     yield from ((4, "guidance_of_3", passes) for passes in PASSES)
 
 
 @pytest.mark.parametrize(("size", "mesh", "case"), list(guided()))
 def test_all_ranks_have_all_passes_in_order(worlds: Any, size: int, mesh: str, case: str):
     ranks = worlds[size][: 3 if mesh == "guidance_of_3" else size]
-    num_passes = len(PASSES[case.split("_in_stage")[0]])
+    num_passes = len(PASSES.get(case.split("_in_stage")[0], ALL_PASSES))
     assert all(rank.errors[mesh, case, "count"] == 0 for rank in ranks)
     for number in map(str, range(num_passes)):
         assert max(rank.errors[mesh, case, number] for rank in ranks) <= TOLERANCE

@@ -18,6 +18,7 @@ from ltxgen.models.transformer.float8 import Float8Layers
 from ltxgen.models.transformer.flops import block_parameters, linear_work, pass_flops
 from ltxgen.parallel.auto import AutoConfig, meshes
 from ltxgen.parallel.cost import CostModel, Work
+from ltxgen.parallel.guidance import Tail
 from ltxgen.parallel.shape import MeshShape
 
 CONFIG = TransformerConfig.from_metadata(
@@ -115,6 +116,33 @@ def test_guidance_over_four_ranks_is_the_dearest_pass():
     assert four.arithmetic == pytest.approx(COST.forward_seconds(Pair(6144, 126)))
     # Alone, the perturbed pass starts from the text pass's block 28; on ranks of their own each runs whole.
     assert one.arithmetic / four.arithmetic == pytest.approx(2 + 14 / 16 + (20 - 1 / 8) / 48)
+
+
+def test_two_ranks_of_guidance_share_the_end_of_a_pass():
+    """1.75 times one rank where passes are dealt whole; beside the shared blocks only their exchange is in the way."""
+    base, two = TWO_STAGE["base"], MeshShape(guidance=2)
+    assert COST.dealt(base, two).tail == Tail(3, 23)
+    assert 1.9 < COST.step(base, MeshShape()).seconds / COST.step(base, two).seconds < 2
+    whole = COST.step(base, two, sharded=True)
+    assert COST.step(base, MeshShape()).arithmetic / whole.arithmetic == pytest.approx(3.289 / 1.875, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        pytest.param(dataclasses.replace(COST, hardware=dataclasses.replace(H200, link_gbps=10)), id="slow link"),
+        pytest.param(dataclasses.replace(COST, batched_tokens=6144), id="passes in a batch"),
+    ],
+)
+def test_an_end_is_not_shared(cost: CostModel):
+    assert cost.dealt(TWO_STAGE["base"], MeshShape(guidance=2)).tail is None
+
+
+def test_an_end_is_not_shared_of_what_cannot_run_in_parts():
+    base, two = TWO_STAGE["base"], MeshShape(guidance=2)
+    assert COST.dealt(base, two, sharded=True).tail is None
+    assert COST.dealt(dataclasses.replace(base, kept_hidden=2), two).tail is None
+    assert COST.dealt(base, MeshShape(guidance=3)).tail is None  # 32 heads over 3 ranks
 
 
 def test_a_slow_network_makes_ulysses_dear_and_the_ring_not():
