@@ -248,6 +248,8 @@ class World:
             self.check_recorded(with_tail, sharing, transformer)
             stage, masked = sharing.stage(4, self.device), Case(23, 18, masked=True)
             self.check_passes((with_tail, "masked"), stage, transformer, ALL_PASSES, masked)
+            with hooked(transformer, dist.get_rank() == 1):
+                self.check_passes((with_tail, "hooked"), stage, transformer, ALL_PASSES)
         if size == 4:
             self.check_three()
         return self.findings
@@ -390,6 +392,17 @@ def at_level(passes: Sequence[TransformerPass], sigma: float, noise: float = 0.0
 
 
 @contextmanager
+def hooked(transformer: Transformer, really: bool) -> Iterator[None]:
+    """As where weights come for each call."""
+    handle = transformer.transformer_blocks[0].register_forward_pre_hook(lambda block, args: None) if really else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+@contextmanager
 def running(transformer: Transformer) -> Iterator[list[tuple[TransformerPass, range]]]:
     """Every pass that the transformer runs in the block, and which blocks of it."""
     ran: list[tuple[TransformerPass, range]] = []
@@ -463,7 +476,7 @@ def guided() -> Iterator[tuple[int, str, str]]:
     for size in WORLDS:
         for name in guided_meshes(size):
             yield from ((size, name, f"{passes}_in_stage_of_{count}") for passes in PASSES for count in (4, 1))
-        yield from ((size, f"{name}_with_tail", "masked") for name in GUIDED[size])
+        yield from ((size, f"{name}_with_tail", case) for name in GUIDED[size] for case in ("masked", "hooked"))
     yield from ((4, "guidance_of_3", passes) for passes in PASSES)
 
 
@@ -483,6 +496,7 @@ def test_all_ranks_have_all_passes_in_order(worlds: Any, size: int, mesh: str, c
         (2, "guidance", "all_in_stage_of_4", [[0, 2], [1, 3]]),
         (2, "guidance", "no_stg_in_stage_of_4", [[0, 2], [1]]),
         (2, "guidance", "one_in_stage_of_1", [[0], [0]]),
+        (2, "guidance_with_tail", "hooked", [[0, 2], [1, 3]]),
         (4, "guidance", "all_in_stage_of_4", [[0], [1], [2], [3]]),
         (4, "guidance", "no_stg_in_stage_of_4", [[0], [1], [2], []]),
         (4, "guidance_of_3", "all", [[0, 2], [1], [3]]),
