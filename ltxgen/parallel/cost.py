@@ -153,7 +153,8 @@ class CostModel:
             received = self._weight_bytes * (shape.num_ranks - 1) / shape.num_ranks
             exchange += max(0.0, received / self._link(shape.num_ranks) - arithmetic)
         recorded = not sharded and shape.own_tokens(tokens.video or 0) <= self.graphed_tokens
-        launches = ((shape, 1 if self._as_batch(len(passes), tokens, shape) else of_stage), (together, of_tail))
+        own_launches = 1 if self._as_batch(len(passes), tokens, shape, sharded) else of_stage
+        launches = ((shape, own_launches), (together, of_tail))
         start = RECORDED_COLLECTIVE_SECONDS if recorded else COLLECTIVE_SECONDS
         exchange += sum(
             count * self.config.num_layers * COLLECTIVES_PER_BLOCK * start
@@ -207,10 +208,10 @@ class CostModel:
     def fits(self, shape: MeshShape, sharded: bool = False) -> bool:
         return self.memory_bytes(shape, sharded) <= USABLE * self.hardware.memory_gib * 2**30
 
-    def _as_batch(self, num_passes: int, tokens: Pair[int], shape: MeshShape) -> bool:
+    def _as_batch(self, num_passes: int, tokens: Pair[int], shape: MeshShape, sharded: bool = False) -> bool:
         """Whether a rank runs its part of so many passes as one batch."""
         own = math.ceil(num_passes / shape.guidance)
-        return shape.own_tokens(tokens.video or 0) <= batch_limit(own, self.batched_tokens)
+        return shape.own_tokens(tokens.video or 0) <= batch_limit(own, self.batched_tokens, recorded=not sharded)
 
     def _launch_seconds(self, shape: MeshShape) -> float:
         """Of one pass or one batch. One GPU alone works longer than its host at what it doesn't record."""

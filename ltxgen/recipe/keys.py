@@ -90,6 +90,8 @@ def _material(plan: Plan, name: str) -> dict[str, Any]:
             "batch_passes": recipe.runtime.batch_passes,
             "graphs": recipe.runtime.graphs,
         }
+        if plan.parallel is not None and plan.parallel.shape.guidance > 1:  # passes are dealt by what is predicted
+            material["hardware"] = canonical(recipe.hardware)
     return material
 
 

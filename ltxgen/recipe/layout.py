@@ -14,18 +14,23 @@ from ltxgen.artifacts.hub import shown_size
 from ltxgen.artifacts.load import component_shapes
 from ltxgen.artifacts.safetensors_file import BadFile
 from ltxgen.config.errors import Problem
-from ltxgen.config.recipe import Recipe
+from ltxgen.config.recipe import Recipe, Runtime
 from ltxgen.models.blocks import BLOCKS
 from ltxgen.models.transformer import TransformerConfig
 from ltxgen.models.transformer.flops import linear_work
 from ltxgen.models.transformer.graphs import GRAPHED_TOKENS, SHARED_GRAPHED_TOKENS
+from ltxgen.models.transformer.passes import BATCHED_TOKENS
 from ltxgen.parallel.cost import CostModel, Work
 from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.parallel.weights import sharded_size
 from ltxgen.stage.protocol import Stage
 
-# Of `runtime.batch_passes`: up to how many video tokens; None is the transformer's own rule.
-BATCHED_TOKENS = {"auto": None, "always": sys.maxsize, "never": 0}
+
+def batched_tokens(runtime: Runtime, *, sharded: bool) -> int | None:
+    """Up to how many video tokens passes run as one batch; None is the rule for steps that are recorded."""
+    recorded = runtime.graphs != "never" and not sharded
+    auto = None if recorded else BATCHED_TOKENS  # the host launches a batch as fast as a pass
+    return {"auto": auto, "always": sys.maxsize, "never": 0}[runtime.batch_passes]
 
 
 def graphed_tokens(rule: str, *, shared: bool) -> int:
@@ -55,7 +60,7 @@ def cost_model(
         hardware,
         recipe.parallel.processes_per_machine,
         dtype.itemsize,
-        batched_tokens=BATCHED_TOKENS[recipe.runtime.batch_passes],
+        batched_tokens=batched_tokens(recipe.runtime, sharded=False),
         float8=linear_work(float8),
         graphed_tokens=graphed_tokens(recipe.runtime.graphs, shared=True),
     )

@@ -28,7 +28,7 @@ from ltxgen.parallel.plan import ParallelPlan
 from ltxgen.recipe.distilled import undistilled
 from ltxgen.recipe.executor import wiring_problems
 from ltxgen.recipe.forecast import Room
-from ltxgen.recipe.layout import BATCHED_TOKENS, cost_model, graphed_tokens, parallel_plan, weight_lines
+from ltxgen.recipe.layout import batched_tokens, cost_model, graphed_tokens, parallel_plan, weight_lines
 from ltxgen.recipe.needs import forecaster_of, num_text_states, room_on
 from ltxgen.recipe.policy import MemoryPlan, choose_policy
 from ltxgen.recipe.precision import float8_layers, precision_notes, precision_problems
@@ -199,7 +199,7 @@ def _build_options(
         attention=attention.functions if parallel is None else parallel.roles(attention.functions),
         # Of a file the projection's own weight says it.
         num_text_states=num_text_states(artifacts) if without_file else None,
-        batched_tokens=BATCHED_TOKENS[recipe.runtime.batch_passes],
+        batched_tokens=batched_tokens(recipe.runtime, sharded=parallel is not None and parallel.sharded_weights),
         float8=recipe.precision.build(),
     )
 

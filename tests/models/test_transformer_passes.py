@@ -10,7 +10,8 @@ import torch
 from test_transformer import AUDIO_TOKENS, LTX2, LTX23, TEXT_TOKENS, VIDEO_TOKENS, build, inputs, recording, strengths
 from torch import Tensor
 
-from ltxgen.models.transformer import ModalityInput, Perturbation, Transformer, TransformerPass, forks
+from ltxgen.models.transformer import ModalityInput, Perturbation, Transformer, TransformerPass, batch_limit, forks
+from ltxgen.models.transformer.passes import BATCHED_TOKENS
 
 PLAIN = Perturbation()
 STG = Perturbation(skip_video_self_attention=frozenset({1}), skip_audio_self_attention=frozenset({1}))
@@ -190,3 +191,9 @@ def test_forks():
     given = [("a", PLAIN), ("b", PLAIN), ("a", late), ("a", ISOLATED), ("a", both), ("b", PLAIN)]
     found = forks([(context, (perturbation,)) for context, perturbation in given], num_blocks=48)
     assert found == [(0, 0), (1, 0), (0, 28), (3, 0), (2, 40), (1, 48)]
+
+
+def test_small_passes_run_as_a_batch_from_three_on_and_from_two_on_where_the_host_launches_each():
+    assert [batch_limit(count) for count in (2, 3)] == [0, BATCHED_TOKENS]
+    assert batch_limit(2, recorded=False) == BATCHED_TOKENS
+    assert batch_limit(2, 7) == batch_limit(4, 7, recorded=False) == 7

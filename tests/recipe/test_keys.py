@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ltxgen.artifacts.artifact import ResolvedArtifact
 from ltxgen.config import compose
 from ltxgen.config.recipe import ImageCondition, Request, parse_recipe
 from ltxgen.diffusion.noise import NoiseSource
+from ltxgen.parallel.shape import MeshShape
 from ltxgen.recipe import keys as keys_module
 from ltxgen.recipe.keys import canonical, machine_facts, stage_keys
 from ltxgen.recipe.plan import Plan, make_plan
@@ -261,11 +263,23 @@ def test_a_stage_sees_only_what_its_key_covers(plan):
     assert set(request_fields(plan.recipe.stages["base"])) == {"height", "width", "num_frames", "fps"}
 
 
-def test_an_eighth_rank_or_a_mesh_counts(plan, keys):
-    class Parallel:
-        def __init__(self, shape: str, sharded: bool) -> None:
-            self.shape, self.sharded_weights = shape, sharded
+@dataclass(frozen=True)
+class Parallel:
+    shape: MeshShape
+    sharded_weights: bool = False
 
-    both = [keys_of(dataclasses.replace(plan, parallel=Parallel(*each))) for each in (("2", False), ("2", True))]
+
+def test_an_eighth_rank_or_a_mesh_counts(plan, keys):
+    two = MeshShape(ulysses=2)
+    both = [keys_of(dataclasses.replace(plan, parallel=Parallel(two, sharded))) for sharded in (False, True)]
     assert changed(keys, both[0]) == ALL
     assert changed(both[0], both[1]) == ALL
+
+
+def test_what_passes_are_dealt_by_counts(planned):
+    def on(hardware: str, shape: MeshShape) -> Any:
+        return keys_of(dataclasses.replace(planned(f"hardware={hardware}"), parallel=Parallel(shape)))
+
+    dealt, shared = MeshShape(guidance=2), MeshShape(ulysses=2)
+    assert changed(on("h200", dealt), on("h100", dealt)) == AFTER_BASE
+    assert changed(on("h200", shared), on("h100", shared)) == set()

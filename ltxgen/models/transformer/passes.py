@@ -16,10 +16,12 @@ from ltxgen.models.transformer.perturbation import Perturbation
 
 BATCHED_TOKENS = 4096
 BATCHED_PASSES = 3
-"""At least so many passes of up to so many video tokens, of a rank's own, run as one batch.
+"""At least so many passes of up to so many video tokens, of a rank's own, run as one batch; of steps that are not
+recorded as CUDA graphs two and more do.
 
-On an H100, four passes of 1536 tokens took 277 ms in a batch and 290 one by one, recorded as CUDA graphs; 279 and 654
-launched by the host. Of 6144 tokens 1142 and 1096. Two of 1536, one with isolated modalities, took 177 and 163."""
+On an H100, four passes of 1536 tokens took 277 ms in a batch and 287 one by one, recorded; 279 and 654 launched by the
+host. Of 6144 tokens 1142 and 1096. Of two of 1536, one with isolated modalities, ranks took 177 ms and, one by one and
+with a shared end, 158."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +119,11 @@ def split(hidden: Hidden, num_passes: int) -> list[Hidden]:
     return [Hidden(*each) for each in zip(pieces(hidden.video), pieces(hidden.audio), strict=True)]
 
 
-def batch_limit(num_passes: int, limit: int | None = None) -> int:
+def batch_limit(num_passes: int, limit: int | None = None, *, recorded: bool = True) -> int:
     """The most video tokens with which so many passes run as one batch: `limit`, or by the measured rule."""
-    return limit if limit is not None else BATCHED_TOKENS if num_passes >= BATCHED_PASSES else 0
+    if limit is not None:
+        return limit
+    return BATCHED_TOKENS if num_passes >= BATCHED_PASSES or not recorded else 0
 
 
 def can_join(hidden: Hidden, texts: Sequence[Texts], limit: int | None) -> bool:
