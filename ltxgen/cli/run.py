@@ -65,10 +65,11 @@ def _sweeping(debug: bool) -> Iterator[tuple[RunComposed, OwnFolder]]:
     def run_jobs(jobs: Sequence[SweepJob]) -> Sequence[float | None]:
         written = [tuple(map(compose.written_word, each.overrides)) for each in jobs]
         folders = sweep.run([Job(each.number, words, each.config) for each, words in zip(jobs, written, strict=True)])
-        shown = [print_results(folder, job.config) for folder, job in zip(folders, jobs, strict=False)]
-        if folders:
-            print_page(folders[0].parent)
-        return shown or [None] * len(jobs)  # a rank, or a machine, that writes nothing
+        if not folders:
+            return [None] * len(jobs)  # a rank, or a machine, that writes nothing
+        shown = [print_results(folder, job.config) for folder, job in zip(folders, jobs, strict=True)]
+        print_page(folders[0].parent)
+        return shown
 
     try:
         yield run_jobs, sweep.own_folder

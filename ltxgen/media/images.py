@@ -72,7 +72,7 @@ class ContactSheet:
         strip_height = 2 * _CHANNEL_HEIGHT + _LABEL_HEIGHT + _MARGIN if self._samples is not None else 0
         sheet = Image.new("RGB", (sheet_width, grid_height + strip_height), _BACKGROUND)
         draw = ImageDraw.Draw(sheet)
-        for place, (index, image) in enumerate(zip(self.indices, self._images, strict=False)):
+        for place, (index, image) in enumerate(zip(self.indices, self._images, strict=True)):
             left = _MARGIN + place % columns * (width + _MARGIN)
             top = _MARGIN + place // columns * (height + _LABEL_HEIGHT + _MARGIN)
             sheet.paste(image, (left, top))

@@ -25,8 +25,8 @@ def deal_tiles(costs: Sequence[int], num_ranks: int) -> tuple[int, ...]:
     for start in range(0, len(costs), num_ranks):
         of_round = range(start, min(start + num_ranks, len(costs)))
         dearest_first = sorted(of_round, key=lambda index: -costs[index])
-        idlest_first = sorted(range(num_ranks), key=lambda rank: loads[rank])
-        for index, rank in zip(dearest_first, idlest_first, strict=False):  # the last round may not need all ranks
+        idlest_first = sorted(range(num_ranks), key=lambda rank: loads[rank])[: len(of_round)]
+        for index, rank in zip(dearest_first, idlest_first, strict=True):
             owners[index] = rank
             loads[rank] += costs[index]
     return tuple(owners)

@@ -75,6 +75,14 @@ class Recorder:
         self.put(f"{name}.video{suffix}", video)
         self.put(f"{name}.audio{suffix}", audio)
 
+    def encode(self, original: Callable, *args: object, **kwargs: object) -> object:
+        """The official prompt encoder, wrapped: keeps the contexts of the prompt and of the negative, if any."""
+        contexts = original(*args, **kwargs)
+        sides = ("positive", "negative")[: len(contexts)]
+        for side, context in zip(sides, contexts, strict=True):
+            self.put_pair("context", f".{side}", context.video_encoding, context.audio_encoding)
+        return contexts
+
 
 def wrap(owner: object, name: str, wrapper: Callable) -> contextlib.AbstractContextManager:
     """Replace owner.name by wrapper(original, ...) for a while."""
@@ -130,12 +138,6 @@ def patched(
     from ltx_core.model.transformer.transformer_args import MultiModalTransformerArgsPreprocessor
     from ltx_core.tools import VideoLatentTools
     from ltx_pipelines.utils import helpers, model_ledger
-
-    def encode(original: Callable, *args: object, **kwargs: object) -> object:
-        contexts = original(*args, **kwargs)
-        for side, context in zip(("positive", "negative"), contexts, strict=False):
-            recorder.put_pair("context", f".{side}", context.video_encoding, context.audio_encoding)
-        return contexts
 
     def forward(original: Callable, *args: object, **kwargs: object) -> object:
         video, audio = original(*args, **kwargs)
@@ -202,7 +204,7 @@ def patched(
 
     with contextlib.ExitStack() as stack:
         for owner, name, wrapper in (
-            (pipeline, "encode_prompts", encode),
+            (pipeline, "encode_prompts", recorder.encode),
             (pipeline, "euler_denoising_loop", loop),
             (pipeline, "res2s_audio_video_denoising_loop", res2s),
             (pipeline, "denoise_audio_video", stage),

@@ -45,12 +45,6 @@ def patched(pipeline: ModuleType, recorder: Recorder, numerics: str, positions: 
     from ltx_core.tools import VideoLatentTools
     from ltx_pipelines.utils import model_ledger
 
-    def encode(original: Callable, *args: object, **kwargs: object) -> object:
-        contexts = original(*args, **kwargs)
-        for side, context in zip(("positive", "negative"), contexts, strict=False):
-            recorder.put_pair("context", f".{side}", context.video_encoding, context.audio_encoding)
-        return contexts
-
     def forward(original: Callable, *args: object, **kwargs: object) -> object:
         if recorder.call == 0 and recorder.forward == 0 and kwargs["video"].attention_mask is not None:
             recorder.put(f"{recorder.stage}.attention.video", kwargs["video"].attention_mask)
@@ -122,7 +116,7 @@ def patched(pipeline: ModuleType, recorder: Recorder, numerics: str, positions: 
         return state
 
     patches = [
-        (pipeline, "encode_prompts", encode),
+        (pipeline, "encode_prompts", recorder.encode),
         (pipeline, "euler_denoising_loop", loop),
         (pipeline, "res2s_audio_video_denoising_loop", res2s),
         (pipeline, "denoise_audio_video", stage),

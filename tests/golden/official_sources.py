@@ -67,12 +67,6 @@ def patched(
     from ltx_core.tools import VideoLatentTools
     from ltx_pipelines.utils import helpers, model_ledger
 
-    def encode(original: Callable, *args: object, **kwargs: object) -> object:
-        contexts = original(*args, **kwargs)
-        for side, context in zip(("positive", "negative"), contexts, strict=False):
-            recorder.put_pair("context", f".{side}", context.video_encoding, context.audio_encoding)
-        return contexts
-
     def forward(original: Callable, *args: object, **kwargs: object) -> object:
         video, audio = original(*args, **kwargs)
         if recorder.call == 0:
@@ -134,7 +128,7 @@ def patched(
     stages = ("base", "refine") if two_stages else ("base",)
     order = iter([f"{name}.{modality}" for name in stages for modality in ("video", "audio")])
     patches = [
-        (pipeline, "encode_prompts", encode),
+        (pipeline, "encode_prompts", recorder.encode),
         (pipeline, "euler_denoising_loop", loop),
         (helpers, "modality_from_latent_state", modality_of),
         (X0Model, "forward", forward),

@@ -135,11 +135,14 @@ def _generator(config: Mapping[str, Any], where: str, resblock: str, problems: l
 
 def _check_lists(generator: GeneratorConfig, where: str, problems: list[str]) -> None:
     kernels, rates = generator.upsample_kernel_sizes, generator.upsample_rates
-    if len(kernels) != len(rates):
+    if len(kernels) == len(rates):
+        problems += [
+            f"{where}.upsample_kernel_sizes has {kernel} for rate {rate}: must be {rate} + 2k"
+            for kernel, rate in zip(kernels, rates, strict=True)
+            if kernel < rate or (kernel - rate) % 2
+        ]
+    else:
         problems.append(f"{where}.upsample_kernel_sizes = {list(kernels)!r}: must have {len(rates)} entries")
-    for kernel, rate in zip(kernels, rates, strict=False):
-        if kernel < rate or (kernel - rate) % 2:
-            problems.append(f"{where}.upsample_kernel_sizes has {kernel} for rate {rate}: must be {rate} + 2k")
     sizes, dilations = generator.resblock_kernel_sizes, generator.resblock_dilations
     if len(dilations) != len(sizes):
         problems.append(f"{where}.resblock_dilation_sizes: must have {len(sizes)} entries, one per kernel size")
