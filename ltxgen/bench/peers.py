@@ -66,7 +66,11 @@ def diffusers_forwards(
 
 
 def diffusers_decode(decoder: VideoDecoder) -> Decode | None:
-    """diffusers' video decoder, eager and in one piece, around the tensors of ours; None if it has no such layout."""
+    """diffusers' video decoder, eager and in one piece, with the weights of ours; None if it has no such layout.
+
+    Around the same tensors, unless fused kernels have had them laid out channels last, which its own convolutions
+    would be slow on: those it has as torch lays them out.
+    """
     from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoDecoder3d
 
     arguments = _decoder_arguments(decoder)
@@ -76,7 +80,7 @@ def diffusers_decode(decoder: VideoDecoder) -> Decode | None:
         model = LTX2VideoDecoder3d(**arguments)
     statistics = decoder.per_channel_statistics
     weights = {
-        _decoder_name(key): value
+        _decoder_name(key): value.contiguous()
         for key, value in decoder.state_dict().items()
         if not key.startswith("per_channel_statistics.")
     }

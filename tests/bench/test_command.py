@@ -10,6 +10,7 @@ from ltxgen.artifacts.synthetic import architecture
 from ltxgen.bench import peers
 from ltxgen.bench.options import CASES
 from ltxgen.models.transformer import ModalityInput, Transformer, TransformerConfig
+from ltxgen.models.video_vae import VideoDecoder, VideoVAEConfig
 from ltxgen.recipe.parts import ArtifactParts
 
 TINY = ("model=ltx23_tiny", "--sizes", "64x64x9")
@@ -176,3 +177,20 @@ def test_a_peer_holds_our_tensors_and_another_weight_shows():
     before = forward(*inputs)[0]
     ours.transformer_blocks[0].ff.net[2].weight[0] += 1
     assert not torch.equal(forward(*inputs)[0], before)
+
+
+def test_the_peers_decoder_does_not_get_the_layout_of_our_kernels(monkeypatch):
+    torch.manual_seed(0)
+    config = VideoVAEConfig.from_metadata(architecture("ltx23_tiny")["checkpoint"]["vae"])
+    ours = VideoDecoder(config).eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)
+    decode = peers.diffusers_decode(ours)
+    convolve, contiguous = torch.nn.functional.conv3d, []
+
+    def watched(x, weight, *arguments, **options):
+        contiguous.append(weight.is_contiguous())
+        return convolve(x, weight, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", watched)
+    decode(torch.randn(1, config.latent_channels, 2, 2, 2))
+    assert contiguous
+    assert all(contiguous)
