@@ -19,7 +19,7 @@ from ltxgen.models.transformer import TransformerConfig, batch_limit
 from ltxgen.models.transformer.activations import activation_bytes, hidden_bytes
 from ltxgen.models.transformer.flops import LinearWork, block_parameters, linear_work, pass_flops
 from ltxgen.models.transformer.graphs import SHARED_GRAPHED_TOKENS
-from ltxgen.parallel.guidance import Deal, GuidedPass, deal, load
+from ltxgen.parallel.guidance import Deal, GuidedPass, deal
 from ltxgen.parallel.shape import MeshShape
 from ltxgen.parallel.traffic import Traffic, step_traffic, tail_traffic
 
@@ -140,7 +140,7 @@ class CostModel:
     def _step(
         self, passes: Sequence[GuidedPass], dealt: Deal, tokens: Pair[int], shape: MeshShape, sharded: bool = False
     ) -> StepCost:
-        of_stage, of_tail = load(passes, dealt, shape.guidance, self.config.num_layers)
+        of_stage, of_tail = dealt.load
         together = self.tail_shape(shape) or shape
         arithmetic = of_stage * self.forward_seconds(tokens, shape.num_shards)
         arithmetic += of_tail * self.forward_seconds(tokens, together.num_shards)

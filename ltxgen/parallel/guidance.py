@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ltxgen.models.transformer import Fork, Perturbation, forks
@@ -40,12 +40,21 @@ class Tail(NamedTuple):
     block: int
 
 
+class Load(NamedTuple):
+    """Work of a step in parts of an unperturbed pass: of the busiest rank before the tail, and of the whole tail."""
+
+    own: float = 0.0
+    tail: float = 0.0
+
+
 @dataclass(frozen=True)
 class Deal:
-    """The rank of each pass of a step, and the `tail` of one of them that all ranks share after their own."""
+    """The rank of each pass of a step, the `tail` of one of them that all ranks share after their own, and the `load`
+    that this makes."""
 
     owners: tuple[int, ...]
     tail: Tail | None = None
+    load: Load = field(default=Load(), compare=False)
 
     def whole(self, rank: int) -> list[int]:
         """The numbers of the passes that `rank` runs to their end."""
@@ -57,13 +66,6 @@ class Deal:
         if self.tail is not None and number == self.tail.number:
             return range(self.tail.block)
         return range(num_blocks)
-
-
-class Load(NamedTuple):
-    """Work of a step in parts of an unperturbed pass: of the busiest rank before the tail, and of the whole tail."""
-
-    own: float
-    tail: float = 0.0
 
 
 def relative_cost(perturbation: Perturbation, num_blocks: int, blocks: range) -> float:
@@ -89,24 +91,23 @@ def deal(passes: Sequence[Pass], num_ranks: int, num_blocks: int, *, share_tail:
 
 @functools.cache  # the same in every step
 def _deal(passes: tuple[Any, ...], num_ranks: int, num_blocks: int, share_tail: bool) -> Deal:
-    def cost(way: tuple[Deal, Load]) -> tuple[float, ...]:
-        dealt, load = way
-        total = load.own + SHARED * load.tail / num_ranks
+    def cost(dealt: Deal) -> tuple[float, ...]:
+        total = dealt.load.own + SHARED * dealt.load.tail / num_ranks
         # Of what is as good to a hundredth of a pass, the last one's tail: isolated modalities exchange less.
         return round(total, 2), 0 if dealt.tail is None else -dealt.tail.number, total
 
-    return min(_ways(passes, num_ranks, num_blocks, share_tail), key=cost)[0]
+    return min(_ways(passes, num_ranks, num_blocks, share_tail), key=cost)
 
 
-def _ways(passes: tuple[Any, ...], num_ranks: int, num_blocks: int, share_tail: bool) -> Iterator[tuple[Deal, Load]]:
+def _ways(passes: tuple[Any, ...], num_ranks: int, num_blocks: int, share_tail: bool) -> Iterator[Deal]:
     for owners in itertools.product(range(num_ranks), repeat=len(passes)):
         loads = [_load(passes, owners, rank, num_blocks) for rank in range(num_ranks)]
-        yield Deal(owners), Load(max(loads))
+        yield Deal(owners, load=Load(max(loads)))
         if share_tail:
             busiest = max(range(num_ranks), key=loads.__getitem__)
             most = loads.pop(busiest)
             for tail, work in _tails(passes, owners, busiest, num_blocks):
-                yield Deal(owners, tail), Load(max(most - work, *loads), work)
+                yield Deal(owners, tail, Load(max(most - work, *loads), work))
 
 
 def _tails(passes: Sequence[Any], owners: Sequence[int], rank: int, num_blocks: int) -> Iterator[tuple[Tail, float]]:
@@ -118,18 +119,6 @@ def _tails(passes: Sequence[Any], owners: Sequence[int], rank: int, num_blocks: 
             for block in range(fork.block, num_blocks):
                 work = relative_cost(passes[number].perturbation, num_blocks, range(block, num_blocks))
                 yield Tail(number, block), work
-
-
-def load(passes: Sequence[GuidedPass], dealt: Deal, num_ranks: int, num_blocks: int) -> Load:
-    """Of `passes` as they are dealt."""
-    tail = 0.0
-    if dealt.tail is not None:
-        shared = passes[dealt.tail.number].perturbation
-        tail = relative_cost(shared, num_blocks, range(dealt.tail.block, num_blocks))
-    loads = [_load(passes, dealt.owners, rank, num_blocks) for rank in range(num_ranks)]
-    if dealt.tail is not None:
-        loads[dealt.owners[dealt.tail.number]] -= tail
-    return Load(max(loads), tail)
 
 
 def _load(passes: Sequence[GuidedPass], owners: Sequence[int], rank: int, num_blocks: int) -> float:

@@ -65,9 +65,9 @@ class ParallelPlan:
 
     def _predicted(self, name: str, work: Work) -> str:
         shape = self.cost.stage_shape(work, self.shape)
-        step = self.cost.step(work, shape, self.choice.sharded)
+        step = self.cost.step(work, shape, self.sharded_weights)
         exchange = f" ({step.exchange:.3f} s of it waiting for exchanges)" if shape.num_ranks > 1 else ""
-        whole = self.cost.stage_seconds(work, shape, self.choice.sharded)
+        whole = self.cost.stage_seconds(work, shape, self.sharded_weights)
         each = f"{step.seconds:.3f} s a step{exchange}, {whole:.1f} s for {len(work.steps)}"
         tail = self.cost.dealt(work, shape, self.sharded_weights).tail
         shared = "" if tail is None else f", pass {tail.number + 1} shared by all from block {tail.block} on"

@@ -26,7 +26,7 @@ class Denoiser:
 
     `transformer` is what the stage's ranks and its reuse make of it, `levels` are the distinct values of the states'
     denoise masks. `previous` is the last prediction, `calls` how many there were, `passes` the names of those that ran
-    since they were last told.
+    since they were last told. `parallel` knows what was exchanged.
     """
 
     name: str

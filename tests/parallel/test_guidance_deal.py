@@ -8,7 +8,7 @@ import pytest
 
 from ltxgen.diffusion.pair import Pair
 from ltxgen.models.transformer import Perturbation, TransformerConfig
-from ltxgen.parallel.guidance import Deal, Tail, deal, forks_of, load, relative_cost
+from ltxgen.parallel.guidance import Deal, Tail, deal, forks_of, relative_cost
 from ltxgen.parallel.shape import MeshShape
 from ltxgen.parallel.traffic import Traffic, step_traffic, tail_traffic
 
@@ -68,15 +68,16 @@ def test_what_one_rank_has_too_much_is_shared_at_the_end():
     assert dealt == Deal((0, 1, 0, 1), Tail(3, 23))
     assert (dealt.whole(0), dealt.whole(1)) == ([0, 2], [1])
     assert [dealt.blocks(number, 48).stop for number in range(4)] == [48, 48, 48, 23]
-    own, tail = load(ALL, dealt, 2, 48)
+    own, tail = dealt.load
     assert tail == pytest.approx(25 * 7 / 8 / 48)
     assert own == pytest.approx(1 + 23 * 7 / 8 / 48)  # the other rank has a hundredth less
     assert own + tail / 2 < 1.65
 
 
 def test_a_step_of_one_pass_is_shared_whole():
-    assert deal(ALL[:1], 2, num_blocks=48, share_tail=True) == Deal((0,), Tail(0, 0))
-    assert load(ALL[:1], Deal((0,), Tail(0, 0)), 2, 48) == (0, 1)
+    dealt = deal(ALL[:1], 2, num_blocks=48, share_tail=True)
+    assert dealt == Deal((0,), Tail(0, 0))
+    assert dealt.load == (0, 1)
 
 
 def test_a_pass_that_another_starts_from_is_not_cut():

@@ -16,8 +16,8 @@ from ltxgen.models.transformer.perturbation import Perturbation
 
 BATCHED_TOKENS = 4096
 BATCHED_PASSES = 3
-"""At least so many passes of up to so many video tokens, of a rank's own, run as one batch; of steps that are not
-recorded as CUDA graphs two and more do.
+"""At least so many passes of up to so many video tokens, of a rank's own, run as one batch; two do where steps can't be
+recorded as CUDA graphs.
 
 On an H100, four passes of 1536 tokens took 277 ms in a batch and 287 one by one, recorded; 279 and 654 launched by the
 host. Of 6144 tokens 1142 and 1096. Of two of 1536, one with isolated modalities, ranks took 177 ms and, one by one and
